@@ -1,0 +1,52 @@
+"""The errors that a user meets, and the exit codes that a script meets."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What `edge-sd` returns to the shell."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    PARITY = 3
+    DEVICE = 4
+    ENVIRONMENT = 5
+
+
+class EdgeSDError(Exception):
+    """Something the user can mend: `message` says what is wrong, with the numbers; `hint` says what to try."""
+
+    code: ExitCode = ExitCode.FAILURE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} (try: {self.hint})" if self.hint else self.message
+
+
+class UsageError(EdgeSDError):
+    """An argument or a configuration that cannot be meant."""
+
+    code = ExitCode.USAGE
+
+
+class ParityError(EdgeSDError):
+    """An exported program that does not draw what the reference draws."""
+
+    code = ExitCode.PARITY
+
+
+class DeviceError(EdgeSDError):
+    """A device that is not there, or went away."""
+
+    code = ExitCode.DEVICE
+
+
+class InstallationError(EdgeSDError):
+    """A missing or broken piece of the installation."""
+
+    code = ExitCode.ENVIRONMENT

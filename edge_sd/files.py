@@ -1,0 +1,193 @@
+"""Files that survive a kill: everything is written beside its place and renamed into it.
+
+At any moment a reader finds the old file or the new one, never half of either; a full disk leaves the old one and an error
+that names it. Folders are exchanged in the same way (one `renameat2` on Linux).
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as safetensors_bytes
+
+from edge_sd.errors import EdgeSDError, UsageError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+# Where a tensor file keeps its JSON header.
+HEADER = "edge_sd"
+
+
+# Writing
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write below `path` into an `EdgeSDError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EdgeSDError(f"no space left on the disk of {path}", "free some space and give the same command again") from error
+        raise EdgeSDError(f"cannot write {path}: {error.strerror or error}", "choose another output with -o") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically (temporary file beside it, fsync, rename)."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """Write a pydantic model as indented JSON, atomically."""
+    write_text(path, model.model_dump_json(indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: BaseModel) -> None:
+    """Write a safetensors file atomically, `header` as JSON in its metadata."""
+    data = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    write_bytes(path, safetensors_bytes(data, metadata={HEADER: header.model_dump_json()}))
+
+
+@contextmanager
+def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UsageError: `path` exists and `overwrite` is false.
+    """
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists", "give --overwrite to replace it, or another -o")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            _take_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Rename folder `new` to `path`; what stood there ends up under `new`'s name."""
+    if not path.exists():
+        new.rename(path)
+        return
+    with suppress(AttributeError, OSError):  # no renameat2 (not Linux), or a file system without RENAME_EXCHANGE
+        libc = ctypes.CDLL(None, use_errno=True)
+        at_cwd, exchange = -100, 2
+        if libc.renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(path), exchange) == 0:
+            return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# Reading
+
+
+def sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Return 16 hex digits that stand for a JSON-able value (keys in any order)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the hex SHA-256 over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}|{value.dtype}|{value.shape}|".encode())
+        digest.update(value.view(np.uint8).reshape(-1).data if value.size else b"")
+    return digest.hexdigest()
+
+
+def parse_model(kind: type[Model], text: str | bytes, source: Path | str) -> Model:
+    """Validate JSON against a pydantic model.
+
+    Raises:
+        EdgeSDError: it is not JSON or does not fit the schema; the first offending field is named.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise EdgeSDError(f"{source} is not a valid {kind.__name__}: {where}: {first['msg']}", "was it made by another version?") from error
+
+
+def read_model(kind: type[Model], path: Path) -> Model:
+    """Read a JSON file into a pydantic model, with an `EdgeSDError` for a missing or a bad one."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise EdgeSDError(f"cannot read {path}: {error.strerror or error}", "check the path") from error
+    return parse_model(kind, text, path)
+
+
+def read_tensors(kind: type[Model], path: Path) -> tuple[Model, dict[str, np.ndarray]]:
+    """Read a safetensors file: its header, validated, and its tensors, each of them finite.
+
+    Raises:
+        EdgeSDError: missing, truncated, foreign, or holding a NaN or an infinity.
+    """
+    if not path.is_file():
+        raise EdgeSDError(f"{path} does not exist" if not path.exists() else f"{path} is not a file", "check the path")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError) as error:
+        raise EdgeSDError(f"{path} is not a whole safetensors file: {error}", "was its download or copy cut short?") from error
+    if HEADER not in metadata:
+        raise EdgeSDError(f"{path} is a safetensors file, but not one of edge-sd: its metadata has no '{HEADER}'", "give a file that edge-sd wrote")
+    header = parse_model(kind, metadata[HEADER], path)
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise EdgeSDError(f"{path}: tensor {name} holds a NaN or an infinity", "make the file again")
+    return header, tensors

@@ -1,0 +1,67 @@
+"""What a SpectralUNet is built from: one frozen, validated description that travels in every checkpoint and bundle."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from typing_extensions import Self
+
+
+class ModelConfig(BaseModel):
+    """Configuration of a `SpectralUNet`; the defaults are LDM-4's (latent-diffusion, ffhq-ldm-vq-4), slimmed to width 64.
+
+    The same class describes LDM (width 224 or 192), Lite-LDM (64) and Spectral Diffusion (`gating=True`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: PositiveInt = 64  # height and width of the sample, in pixels or latent cells
+    in_channels: PositiveInt = 3
+    out_channels: PositiveInt = 3
+    width: PositiveInt = 64  # channels of the first level
+    multipliers: tuple[PositiveInt, ...] = Field(default=(1, 2, 3, 4), min_length=1)  # channels of each level, in widths
+    blocks: PositiveInt = 2  # residual blocks a level (one more on the way up)
+    attention: tuple[PositiveInt, ...] = (2, 4, 8)  # down-sampling factors that have attention; the middle always has
+    head_channels: PositiveInt | None = 32  # channels of an attention head, or …
+    heads: PositiveInt | None = None  # … the number of heads
+    resample: Literal["conv", "block"] = "conv"  # how a level is left: a convolution, or inside a residual block (Church)
+    gating: bool = False  # wavelet gating in place of the plain resampling
+    wavelet: str = "haar"
+    scale_shift: bool = False  # time features scale and shift the second norm, instead of being added
+    norm_groups: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    num_classes: PositiveInt | None = None
+    class_conditioning: Literal["add", "context"] = "add"  # added to the time embedding, or a token for cross-attention
+    context_dim: PositiveInt | None = None  # width of a context token; set, attention becomes a transformer block
+    context_tokens: PositiveInt = 1
+    transformer_depth: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        halvings = len(self.multipliers) - 1
+        if self.image_size % 2**halvings:
+            raise ValueError(
+                f"image_size {self.image_size} cannot be halved {halvings} times, as {len(self.multipliers)} levels need; "
+                f"the nearest sizes that can are {self.image_size // 2**halvings * 2**halvings} "
+                f"and {(self.image_size // 2**halvings + 1) * 2**halvings}"
+            )
+        if (self.heads is None) == (self.head_channels is None):
+            raise ValueError("give either heads or head_channels")
+        for multiplier in self.multipliers:
+            channels = self.width * multiplier
+            if channels % self.norm_groups:
+                raise ValueError(f"{channels} channels cannot be split into {self.norm_groups} norm groups")
+            if channels % (self.heads or self.head_channels or 1):
+                raise ValueError(f"{channels} channels cannot be split into heads ({self.heads=}, {self.head_channels=})")
+        if self.class_conditioning == "context" and (self.num_classes is None or self.context_dim is None):
+            raise ValueError("class_conditioning 'context' needs num_classes and context_dim")
+        return self
+
+    @property
+    def levels(self) -> int:
+        """Number of resolutions."""
+        return len(self.multipliers)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the model denoises."""
+        return self.in_channels, self.image_size, self.image_size

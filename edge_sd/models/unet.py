@@ -1,0 +1,188 @@
+"""SpectralUNet: latent diffusion's U-Net, split into what depends on time and what does not, with optional wavelet gating.
+
+`temporal` turns timesteps (and classes) into rows of features; `denoise` is the program without time that gets exported;
+`forward` is their composition. Architecture: 2112.10752; gating: 2211.17106.
+"""
+
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_sd.errors import UsageError
+from edge_sd.models.blocks import ConvDown, ConvUp, PixelUp, PoolDown, ResBlock, SelfAttention, SpatialTransformer, group_norm, sinusoid, zeroed
+from edge_sd.models.config import ModelConfig
+from edge_sd.models.gating import WaveletDown, WaveletUp
+
+
+class Temporal(nn.Module):
+    """All that depends on the timestep or the class: (t[, y][, context]) → rows of features.
+
+    LDM has one linear layer a residual block, each fed the same SiLU of the time embedding: here they are one layer, `project`,
+    whose output columns are the blocks' rows one after the other. Context tokens, where there are any, follow them.
+    """
+
+    def __init__(self, config: ModelConfig, feature_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden = nn.Linear(config.width, 4 * config.width)
+        self.out = nn.Linear(4 * config.width, 4 * config.width)
+        self.project = nn.Linear(4 * config.width, feature_width)
+        if config.num_classes is not None:
+            added = config.class_conditioning == "add"
+            width = 4 * config.width if added else config.context_tokens * cast(int, config.context_dim)
+            self.classes = nn.Embedding(config.num_classes, width)
+
+    def forward(self, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        config = self.config
+        if (y is None) != (config.num_classes is None):
+            raise UsageError("this model is class-conditional: give a class" if y is None else "this model knows no classes")
+        embedding = self.out(F.silu(self.hidden(sinusoid(t, config.width))))
+        if y is not None and config.class_conditioning == "add":
+            embedding = embedding + self.classes(y)
+        rows: Tensor = self.project(F.silu(embedding))
+        if config.context_dim is None:
+            return rows
+        if context is None:
+            if config.class_conditioning != "context" or y is None:
+                raise UsageError(f"this model needs a context of {config.context_tokens} tokens of {config.context_dim}")
+            context = self.classes(y)
+        return torch.cat([rows, context.flatten(1)], dim=1)
+
+
+class UNetLayer(nn.Module):
+    """One residual block and the attention after it, where there is one."""
+
+    def __init__(self, block: ResBlock, attention: SelfAttention | SpatialTransformer | None) -> None:
+        super().__init__()
+        self.block, self.attention = block, attention
+
+    def forward(self, x: Tensor, row: Tensor, context: Tensor | None) -> Tensor:
+        x = self.block(x, row)
+        if isinstance(self.attention, SpatialTransformer):
+            x = self.attention(x, context)
+        elif self.attention is not None:
+            x = self.attention(x)
+        return x
+
+
+class SpectralUNet(nn.Module):
+    """The denoiser. See `ModelConfig` for its shapes.
+
+    Attributes:
+        feature_width: F, the number of time features a row has (context tokens included).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._rows: list[int] = []  # width of each residual block's row, in the order in which `denoise` takes them
+        channels, factor = config.width, 1
+        self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        skips = [channels]
+        for level, multiplier in enumerate(config.multipliers):
+            for _ in range(config.blocks):
+                self.down.append(self._layer(channels, config.width * multiplier, attention=factor in config.attention))
+                channels = config.width * multiplier
+                skips.append(channels)
+            if level < config.levels - 1:
+                self.down.append(self._resample(channels, "down"))
+                skips.append(channels)
+                factor *= 2
+        self.middle = nn.ModuleList([self._layer(channels, channels, attention=True), self._layer(channels, channels, attention=False)])
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for _ in range(config.blocks + 1):
+                self.up.append(self._layer(channels + skips.pop(), config.width * multiplier, attention=factor in config.attention))
+                channels = config.width * multiplier
+            if level:
+                self.up.append(self._resample(channels, "up"))
+                factor //= 2
+        self.norm_out = group_norm(config.norm_groups, channels)
+        self.conv_out = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
+        self.temporal_net = Temporal(config, sum(self._rows))
+        self.feature_width = sum(self._rows) + (config.context_tokens * config.context_dim if config.context_dim else 0)
+
+    # Construction
+
+    def _block(self, channels: int, out_channels: int, resample: partial[nn.Module] | None = None) -> ResBlock:
+        config = self.config
+        block = ResBlock(
+            channels, out_channels, groups=config.norm_groups, scale_shift=config.scale_shift, dropout=config.dropout, resample=resample
+        )
+        self._rows.append(block.feature_width)
+        return block
+
+    def _layer(self, channels: int, out_channels: int, *, attention: bool) -> UNetLayer:
+        config = self.config
+        block = self._block(channels, out_channels)
+        if not attention:
+            return UNetLayer(block, None)
+        shape = {"groups": config.norm_groups, "heads": config.heads, "head_channels": config.head_channels}
+        if config.context_dim is None:
+            return UNetLayer(block, SelfAttention(out_channels, **shape))  # type: ignore[arg-type]
+        transformer = SpatialTransformer(
+            out_channels, **shape, context_dim=config.context_dim, depth=config.transformer_depth  # type: ignore[arg-type]
+        )
+        return UNetLayer(block, transformer)
+
+    def _resample(self, channels: int, way: str) -> nn.Module:
+        """Gating replaces the resampling convolution or, where a residual block resamples, the pooling inside of it."""
+        down = way == "down"
+        gated = partial(WaveletDown if down else WaveletUp, wavelet=self.config.wavelet)
+        if self.config.resample == "block":
+            plain = PoolDown if down else PixelUp
+            return self._block(channels, channels, gated if self.config.gating else partial(lambda _: plain()))
+        if self.config.gating:
+            return gated(channels)
+        return ConvDown(channels) if down else ConvUp(channels)
+
+    # The two halves
+
+    def temporal(self, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """All that depends on time: t (B,) floating, in training timesteps, may be fractional; y (B,) int64 → (B, F)."""
+        features: Tensor = self.temporal_net(t, y, context)
+        return features
+
+    def denoise(self, x: Tensor, features: Tensor) -> Tensor:
+        """The program without time: x (B, C, H, W), features (B, F) → the prediction, (B, out_channels, H, W)."""
+        return self.denoise_with_taps(x, features)[0]
+
+    def denoise_with_taps(self, x: Tensor, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`denoise`, and the last feature map at each resolution: {"encoder 32", …, "middle", "decoder 32", …} → (B, c, h, w)."""
+        config = self.config
+        if x.shape[-2] % 2 ** (config.levels - 1) or x.shape[-1] % 2 ** (config.levels - 1):
+            raise UsageError(f"a sample of {x.shape[-2]}×{x.shape[-1]} cannot be halved {config.levels - 1} times", "use a multiple of the last level's factor")
+        rows = iter(features[:, : sum(self._rows)].split(self._rows, dim=1))
+        context = None
+        if config.context_dim is not None:
+            context = features[:, sum(self._rows) :].unflatten(1, (config.context_tokens, config.context_dim))
+        taps: dict[str, Tensor] = {}
+
+        def apply(module: nn.Module, h: Tensor) -> Tensor:
+            if isinstance(module, UNetLayer):
+                return cast(Tensor, module(h, next(rows), context))
+            return cast(Tensor, module(h, next(rows)) if isinstance(module, ResBlock) else module(h))
+
+        h = self.conv_in(x)
+        skips = [h]
+        for module in self.down:
+            h = apply(module, h)
+            skips.append(h)
+            if isinstance(module, UNetLayer):
+                taps[f"encoder {h.shape[-1]}"] = h
+        for module in self.middle:
+            h = apply(module, h)
+        taps["middle"] = h
+        for module in self.up:
+            h = apply(module, torch.cat([h, skips.pop()], dim=1) if isinstance(module, UNetLayer) else h)
+            if isinstance(module, UNetLayer):
+                taps[f"decoder {h.shape[-1]}"] = h
+        return self.conv_out(F.silu(self.norm_out(h))), taps
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), t (B,) → the prediction, (B, out_channels, H, W)."""
+        return self.denoise(x, self.temporal(t, y, context))

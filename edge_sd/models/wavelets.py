@@ -1,0 +1,117 @@
+"""The 2-D discrete wavelet transform and its inverse, each as one fixed grouped convolution.
+
+Written as a convolution, and not as slices and subtractions, because that is the form that every exporter, delegate and
+quantizer takes. Filter banks, their order and the periodization mode are PyWavelets': `pywt.dwt2(x, w, "periodization")`.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import pywt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_sd.errors import UsageError
+
+# LH is low pass along the width and high pass along the height; pywt calls the four cA, cH, cV, cD. This order holds everywhere.
+SUBBANDS = ("LL", "LH", "HL", "HH")
+
+
+@lru_cache
+def _filter_bank(wavelet: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the analysis and synthesis kernels of a wavelet, each (4, length, length) float64, one a subband."""
+    try:
+        bank = pywt.Wavelet(wavelet)
+    except ValueError as error:
+        raise UsageError(f"unknown wavelet {wavelet!r}", "one of pywt.wavelist(kind='discrete'), for instance haar, db2, bior2.2") from error
+    if not (bank.orthogonal or bank.biorthogonal):
+        raise UsageError(f"wavelet {wavelet!r} is neither orthogonal nor biorthogonal, so it has no inverse", "for instance haar, db2 or bior2.2")
+    # Convolution in torch is correlation: the analysis taps are turned round; a transposed one spreads the synthesis taps as they are.
+    low, high = (np.array(taps[::-1]) for taps in (bank.dec_lo, bank.dec_hi))
+    low_inverse, high_inverse = np.array(bank.rec_lo), np.array(bank.rec_hi)
+    analysis = [np.outer(rows, columns) for rows in (low, high) for columns in (low, high)]
+    synthesis = [np.outer(rows, columns) for rows in (low_inverse, high_inverse) for columns in (low_inverse, high_inverse)]
+    return np.stack([analysis[0], analysis[2], analysis[1], analysis[3]]), np.stack([synthesis[0], synthesis[2], synthesis[1], synthesis[3]])
+
+
+def _kernel(kernels: np.ndarray, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Repeat (4, k, k) kernels to a grouped convolution's weight, (4 · channels, 1, k, k)."""
+    return torch.as_tensor(kernels, dtype=dtype, device=device).unsqueeze(1).repeat(channels, 1, 1, 1)
+
+
+def _wrap(x: Tensor, pad: int) -> Tensor:
+    """Extend the last two dimensions periodically by `pad` on each side (also where `pad` exceeds the size)."""
+    if pad == 0:
+        return x
+    rows = torch.arange(-pad, x.shape[-2] + pad, device=x.device) % x.shape[-2]
+    columns = torch.arange(-pad, x.shape[-1] + pad, device=x.device) % x.shape[-1]
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _analyse(x: Tensor, weight: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    if height % 2 or width % 2:
+        raise UsageError(f"a wavelet transform halves its input, and {height}×{width} cannot be halved", "use even sizes")
+    length = weight.shape[-1]
+    return F.conv2d(_wrap(x, length // 2 - 1), weight, stride=2, groups=x.shape[1])
+
+
+def _synthesise(subbands: Tensor, weight: Tensor) -> Tensor:
+    length = weight.shape[-1]
+    pad = length // 4
+    return F.conv_transpose2d(
+        _wrap(subbands, pad), weight, stride=2, padding=2 * pad + length // 2 - 1, groups=subbands.shape[1] // len(SUBBANDS)
+    )
+
+
+def dwt2(x: Tensor, wavelet: str = "haar") -> Tensor:
+    """2-D wavelet transform, one level.
+
+    Args:
+        x: (B, C, H, W), floating; H and W even.
+        wavelet: an orthogonal or biorthogonal filter bank of PyWavelets.
+
+    Returns:
+        (B, 4·C, H/2, W/2): the four `SUBBANDS` of channel 0, then those of channel 1, and so on.
+
+    Raises:
+        UsageError: an odd size, or a wavelet that does not exist or has no inverse.
+    """
+    return _analyse(x, _kernel(_filter_bank(wavelet)[0], x.shape[1], x.dtype, x.device))
+
+
+def idwt2(subbands: Tensor, wavelet: str = "haar") -> Tensor:
+    """Inverse of `dwt2`: (B, 4·C, H/2, W/2) → (B, C, H, W)."""
+    channels = subbands.shape[1]
+    if channels % len(SUBBANDS):
+        raise UsageError(f"{channels} channels are not four subbands of each channel", "give a multiple of 4")
+    return _synthesise(subbands, _kernel(_filter_bank(wavelet)[1], channels // len(SUBBANDS), subbands.dtype, subbands.device))
+
+
+class DWT2(nn.Module):
+    """`dwt2` with its kernel kept as a constant: (B, C, H, W) → (B, 4·C, H/2, W/2)."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int, wavelet: str = "haar") -> None:
+        super().__init__()
+        kernel = _kernel(_filter_bank(wavelet)[0], channels, torch.get_default_dtype(), torch.get_default_device())
+        self.register_buffer("weight", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _analyse(x, self.weight)
+
+
+class IDWT2(nn.Module):
+    """`idwt2` with its kernel kept as a constant: (B, 4·C, H/2, W/2) → (B, C, H, W)."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int, wavelet: str = "haar") -> None:
+        super().__init__()
+        kernel = _kernel(_filter_bank(wavelet)[1], channels, torch.get_default_dtype(), torch.get_default_device())
+        self.register_buffer("weight", kernel, persistent=False)
+
+    def forward(self, subbands: Tensor) -> Tensor:
+        return _synthesise(subbands, self.weight)
