@@ -34,7 +34,7 @@ def _family(about: str, base: dict[str, object], schedule: str, widths: dict[str
     }
 
 
-# Latent diffusion's configurations (2112.10752): ffhq/celeba/bedroom LDM-VQ-4, cin LDM-VQ-f8's sibling at f4, lsun church LDM-KL-8.
+# Latent diffusion's configurations (2112.10752, configs/latent-diffusion of its repository).
 _FFHQ: dict[str, object] = {}
 _IMAGENET: dict[str, object] = {
     "multipliers": (1, 2, 3, 5),

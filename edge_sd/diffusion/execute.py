@@ -1,0 +1,53 @@
+"""Running a plan: one loop for NumPy arrays and torch tensors alike, the same arithmetic in the same order.
+
+Only +, × and lists are used, so that the loop is also the specification for every other language. The coefficients are
+Python floats: NumPy and torch both round them to the sample's dtype before they multiply.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from edge_sd.diffusion.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
+
+
+def execute(
+    plan: Plan,
+    program: Callable[[Array, int], Array],
+    x: Array,
+    noise: Callable[[int], Array],
+    observe: Callable[[int, Array, Array], None] | None = None,
+) -> Array:
+    """Denoise `x` along a plan.
+
+    Args:
+        program: (x, row) → the prediction at that row's timestep; x is (B, C, H, W), float32 or float64.
+        x: where the loop starts: unit Gaussian noise.
+        noise: row → fresh unit Gaussian noise of x's shape; called only for rows with c ≠ 0.
+        observe: called with (row, x, prediction) after each call of the program, x being what the program was given.
+
+    Returns:
+        The sample after the last row, of x's shape and dtype.
+    """
+    base, memory = x, []  # memory: newest first
+    for row in range(len(plan)):
+        p, q, u, a, a_next, c = (float(plan.columns[name][row]) for name in ("p", "q", "u", "a", "a_next", "c"))
+        e = program(x, row)
+        if observe:
+            observe(row, x, e)
+        memory = [p * x + q * e, *memory][: plan.header.history]
+        base = u * x + a * base
+        for weight, m in zip(plan.columns["b"][row].tolist(), memory, strict=False):
+            base = base + weight * m
+        x = a_next * base
+        for weight, m in zip(plan.columns["b_next"][row].tolist(), memory, strict=False):
+            x = x + weight * m
+        if c:
+            x = x + c * noise(row)
+    return x

@@ -1,0 +1,119 @@
+"""The plan: everything of a sampler that depends on time, as a table with one row a step.
+
+With e the program's output at x, a row does
+
+    m    ← p·x + q·e                          what the solver remembers (ε or x0), newest first in a short history
+    base ← u·x + a·base + Σ_j b_j·m_j         where the next step starts from; a corrector acts here
+    x    ← a_next·base + Σ_j b_next_j·m_j + c·z    the next point to evaluate, z fresh noise
+
+Every solver compiles to rows (`solvers/`), and ten lines in any language run them (`execute.py`).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import read_tensors, write_tensors
+
+Prediction = Literal["epsilon", "v", "x0"]
+Float64 = NDArray[np.float64]
+
+_VECTORS = ("timestep", "p", "q", "u", "a", "a_next", "c", "guidance")
+_MATRICES = ("b", "b_next")
+
+
+class PlanHeader(BaseModel):
+    """What a plan says of itself; the columns beside it say the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    solver: str
+    steps: int = Field(ge=1)
+    spacing: str
+    prediction: Prediction
+    noise_schedule: NoiseSchedule
+    history: int = Field(ge=1, le=8)  # how many m the widest row looks back
+    feature_width: int = Field(default=0, ge=0)  # columns of `features`; 0 while they are not filled in
+    programs: tuple[str, ...] = ("denoiser",)  # what the column `program` indexes
+
+
+class Plan:
+    """A header and its columns; the number of rows is the number of function evaluations (NFE).
+
+    Attributes:
+        header: see `PlanHeader`.
+        columns: float64 (N,) timestep, p, q, u, a, a_next, c, guidance; float64 (N, history) b, b_next; int64 (N,) program;
+            and, where it has been filled in, float32 (N, feature_width) features.
+    """
+
+    def __init__(self, header: PlanHeader, columns: dict[str, np.ndarray]) -> None:
+        self.header, self.columns = header, columns
+        _check(self)
+
+    def __len__(self) -> int:
+        return len(self.columns["timestep"])
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self.__dict__["columns"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return bool(self.columns["c"].any())
+
+    def with_features(self, features: NDArray[np.float32]) -> "Plan":
+        """Return this plan with its rows of time features, (N, F) float32."""
+        header = self.header.model_copy(update={"feature_width": features.shape[1]})
+        return Plan(header, {**self.columns, "features": features})
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, the header in the metadata."""
+        write_tensors(path, self.columns, self.header)
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan back.
+
+    Raises:
+        EdgeSDError: not a plan, a column missing, of the wrong shape or dtype, or not finite.
+    """
+    header, columns = read_tensors(PlanHeader, path)
+    try:
+        return Plan(header, columns)
+    except EdgeSDError as error:
+        raise EdgeSDError(f"{path}: {error.message}", error.hint) from error
+
+
+def _check(plan: Plan) -> None:
+    header, columns = plan.header, plan.columns
+    rows = len(columns.get("timestep", ()))
+    expected: dict[str, tuple[tuple[int, ...], type]] = {name: ((rows,), np.float64) for name in _VECTORS}
+    expected |= {name: ((rows, header.history), np.float64) for name in _MATRICES}
+    expected["program"] = ((rows,), np.int64)
+    if header.feature_width:
+        expected["features"] = ((rows, header.feature_width), np.float32)
+    if columns.keys() != expected.keys():
+        raise EdgeSDError(f"a plan has the columns {', '.join(sorted(expected))}; this one has {', '.join(sorted(columns))}")
+    for name, (shape, dtype) in expected.items():
+        value = columns[name]
+        if value.shape != shape or value.dtype != dtype:
+            raise EdgeSDError(f"plan column {name} is {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}")
+        if not np.isfinite(value).all():
+            raise EdgeSDError(f"plan column {name} is not finite")
+    if rows < 1:
+        raise EdgeSDError("a plan needs at least one row")
+    programs = columns["program"]
+    if programs.min() < 0 or programs.max() >= len(header.programs):
+        raise EdgeSDError(f"plan column program names {programs.max()}, but there are {len(header.programs)} programs")
+    times, last = columns["timestep"], header.noise_schedule.timesteps - 1
+    if times.min() < 0 or times.max() > last:
+        raise EdgeSDError(f"plan timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{last}")

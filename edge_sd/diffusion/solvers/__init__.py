@@ -1,0 +1,65 @@
+"""Solvers as pure functions schedule × steps → plan. A new one is a new file in this folder."""
+
+import numpy as np
+
+from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.diffusion.solvers._base import Levels, Solver
+from edge_sd.diffusion.spacing import timesteps
+from edge_sd.errors import UsageError
+from edge_sd.registry import implementations
+
+
+def solvers() -> dict[str, Solver]:
+    """Every solver by name."""
+    return implementations(__name__, Solver)
+
+
+def compile_plan(
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    solver: str = "dpmpp",
+    prediction: Prediction = "epsilon",
+    spacing: str | None = None,
+    eta: float = 0.0,
+    times: np.ndarray | None = None,
+) -> Plan:
+    """Compile a solver to a plan.
+
+    Args:
+        schedule: the process the model was trained for.
+        steps: the number of function evaluations, 1 … T.
+        solver: a name of `solvers()`.
+        prediction: what the program returns.
+        spacing: see `spacing.timesteps`; None takes the solver's own.
+        eta: share of fresh noise, 0 … 1, where the solver takes one.
+        times: (steps,) timesteps to visit, decreasing, in place of a spacing's.
+
+    Raises:
+        UsageError: an unknown name, or a number out of range.
+    """
+    known = solvers()
+    if solver not in known:
+        raise UsageError(f"unknown solver {solver!r}", f"one of {', '.join(sorted(known))}")
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta {eta} is not in [0, 1]")
+    chosen = known[solver]
+    spacing = spacing or chosen.default_spacing
+    if times is None:
+        times = timesteps(spacing, schedule.timesteps, steps, includes_end=chosen.includes_end)
+    else:
+        spacing, times = "given", np.asarray(times, dtype=np.float64)
+        if times.shape != (steps,) or (np.diff(times) >= 0).any():
+            raise UsageError(f"{steps} steps need as many decreasing timesteps, not {times.tolist()}")
+    rows = chosen.rows(Levels.of(schedule.alpha_bar(times)), prediction, eta)
+    history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
+
+    def padded(weights: list[float]) -> list[float]:
+        return weights + [0.0] * (history - len(weights))
+
+    columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
+    columns |= {name: np.array([padded(getattr(row, name)) for row in rows]) for name in ("b", "b_next")}
+    columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
+    header = PlanHeader(solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=schedule, history=history)
+    return Plan(header, columns)

@@ -1,0 +1,73 @@
+"""What the solvers share: signal and noise levels, conversions of predictions, and the rows they fill in."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edge_sd.diffusion.plan import Float64, Prediction
+from edge_sd.errors import EdgeSDError
+
+
+@dataclass
+class Row:
+    """One row before it becomes part of a table; see `plan` for the letters."""
+
+    p: float
+    q: float
+    u: float = 1.0
+    a: float = 0.0
+    b: list[float] = field(default_factory=list)
+    a_next: float = 0.0
+    b_next: list[float] = field(default_factory=list)
+    c: float = 0.0
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Signal α = √ᾱ, noise σ = √(1−ᾱ) and λ = log(α/σ) at each step's timestep and, last, at the clean image."""
+
+    alpha: Float64
+    sigma: Float64
+    log_snr: Float64
+
+    @classmethod
+    def of(cls, alpha_bar: Float64) -> "Levels":
+        """From ᾱ at the N timesteps: N + 1 levels, the last of them α = 1, σ = 0, λ = ∞."""
+        alpha, sigma = np.append(np.sqrt(alpha_bar), 1.0), np.append(np.sqrt(1 - alpha_bar), 0.0)
+        with np.errstate(divide="ignore"):
+            return cls(alpha, sigma, np.log(alpha) - np.log(sigma))
+
+
+def to_x0(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
+    """(p, q) with x0 = p·x + q·e."""
+    return {"epsilon": (1 / alpha, -sigma / alpha), "v": (alpha, -sigma), "x0": (0.0, 1.0)}[prediction]
+
+
+def to_epsilon(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
+    """(p, q) with ε = p·x + q·e."""
+    return {"epsilon": (0.0, 1.0), "v": (sigma, alpha), "x0": (1 / sigma, -alpha / sigma)}[prediction]
+
+
+class Solver(ABC):
+    """One way to walk from noise to an image; a pure function of the noise levels.
+
+    Attributes:
+        name: what `--solver` takes.
+        about: one line for `edge-sd list solvers`.
+        default_spacing: used where the user names none.
+        includes_end: see `spacing.timesteps`.
+    """
+
+    name: str
+    about: str
+    default_spacing: str = "trailing"
+    includes_end: bool = True
+
+    @abstractmethod
+    def rows(self, levels: Levels, prediction: Prediction, eta: float) -> list[Row]:
+        """Compile N + 1 noise levels to N rows; `eta` in [0, 1] is the share of fresh noise, for solvers that take one."""
+
+    def _no_eta(self, eta: float) -> None:
+        if eta:
+            raise EdgeSDError(f"{self.name} is deterministic and takes no eta", "--solver ddim --eta 1, or leave --eta out")
