@@ -1,0 +1,56 @@
+"""Drawing samples from a model: its features for a plan, its denoiser as the plan's program."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_sd.diffusion.execute import execute
+from edge_sd.diffusion.noise import gaussian_batch
+from edge_sd.diffusion.plan import Plan
+from edge_sd.errors import UsageError
+from edge_sd.models.unet import SpectralUNet
+
+
+def plan_features(model: SpectralUNet, plan: Plan) -> NDArray[np.float32]:
+    """The rows of time features of an unconditional model for a plan, (N, F) float32."""
+    if model.config.num_classes is not None or model.config.context_dim is not None:
+        raise UsageError("a class-conditional model has no features that depend on time alone", "sampling by class is not built yet")
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        features: NDArray[np.float32] = model.temporal(torch.from_numpy(plan.timestep).float().to(device)).cpu().numpy()
+    return features
+
+
+def sample_model(
+    model: SpectralUNet,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    count: int = 1,
+    batch_size: int = 32,
+    observe: Callable[[int, int], None] = lambda done, total: None,
+) -> NDArray[np.float32]:
+    """Draw `count` samples, (count, C, H, W) float32; sample i depends on (seed, i) alone.
+
+    Args:
+        observe: called with (steps done, steps in all) over all batches.
+    """
+    device = next(model.parameters()).device
+    features = torch.from_numpy(plan_features(model, plan)).to(device)
+    starts = range(0, count, batch_size)
+    samples = []
+    for start in starts:
+        indices = range(start, min(start + batch_size, count))
+
+        def noise(row: int, indices: range = indices) -> torch.Tensor:
+            return torch.from_numpy(gaussian_batch(seed, indices, row, model.config.sample_shape)).to(device)
+
+        def program(x: torch.Tensor, row: int, start: int = start) -> torch.Tensor:
+            observe(start // batch_size * len(plan) + row, len(starts) * len(plan))
+            return model.denoise(x, features[row].expand(len(x), -1))
+
+        with torch.no_grad():
+            samples.append(execute(plan, program, noise(-1), noise).cpu().numpy())
+    return np.concatenate(samples)

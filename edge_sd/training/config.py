@@ -1,0 +1,53 @@
+"""The settings of training and of distillation, as they are given and as they are kept beside the result."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+class TrainConfig(BaseModel):
+    """How weights are learnt; shared by training and distillation.
+
+    Attributes:
+        batch_size: images a step, over all processes.
+        learning_rate: the peak, after `warmup` steps; then it falls as `decay` says, to 0 at the last step.
+        ema_decay: of the average whose weights become the checkpoint; reached as (1 + step) / (10 + step) rises.
+        clip: largest norm of the gradient.
+        precision: "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions.
+        save_every, sample_every: steps between two training states, and between two grids of samples (0: none).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: PositiveInt = 10_000
+    batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    warmup: int = Field(default=50, ge=0)
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: NonNegativeFloat = 0.01
+    ema_decay: float = Field(default=0.995, ge=0, lt=1)
+    clip: PositiveFloat = 1.0
+    flip: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    save_every: PositiveInt = 250
+    sample_every: int = Field(default=250, ge=0)
+
+
+class DistillConfig(BaseModel):
+    """The spectrum-aware terms: L = L_denoise + λ_s·L_spatial + λ_f·L_frequency (2211.17106).
+
+    Attributes:
+        spatial_weight, frequency_weight: λ_s and λ_f.
+        alpha: exponent of the clean image's spectrum in ω = |F_0|^α; −1 weighs up what is weak in the data.
+        omega_floor: added to |F_0| before the power, as a share of its mean: one image's spectral zeros are accidents.
+        omega_max: the largest ω after it is normalised to mean 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spatial_weight: NonNegativeFloat = 0.1
+    frequency_weight: NonNegativeFloat = 0.1
+    alpha: float = Field(default=-1.0, ge=-4, le=0)
+    omega_floor: PositiveFloat = 0.05
+    omega_max: float = Field(default=10.0, ge=1)

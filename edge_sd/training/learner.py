@@ -1,0 +1,94 @@
+"""What is learnt from a batch: modules whose forward returns the terms of the loss.
+
+The loss is computed inside `forward`, so that a wrapper for many processes sees one call and all parameters, aligners too.
+"""
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edge_sd.diffusion.plan import Prediction
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.errors import EdgeSDError
+from edge_sd.models.unet import SpectralUNet
+from edge_sd.training.config import DistillConfig
+from edge_sd.training.spectral import frequency_distance, frequency_weights
+
+
+class Learner(nn.Module):
+    """Plain denoising: the mean square error of the prediction (2006.11239, equation 14, for ε; 2202.00512 for v)."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def __init__(self, model: SpectralUNet, schedule: NoiseSchedule, prediction: Prediction) -> None:
+        super().__init__()
+        self.model, self.prediction = model, prediction
+        alpha_bar = torch.from_numpy(schedule.alpha_bar(np.arange(schedule.timesteps)))
+        self.register_buffer("alpha", alpha_bar.sqrt().float(), persistent=False)
+        self.register_buffer("sigma", (1 - alpha_bar).sqrt().float(), persistent=False)
+
+    def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t and what the model is to predict of it."""
+        alpha, sigma = self.alpha[t][:, None, None, None], self.sigma[t][:, None, None, None]
+        target = {"epsilon": noise, "v": alpha * noise - sigma * x0, "x0": x0}[self.prediction]
+        return alpha * x0 + sigma * noise, target
+
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss, already weighted: their sum is what is minimised."""
+        x_t, target = self.noised(x0, noise, t)
+        return {"denoise": (self.model(x_t, t.float()).float() - target).square().mean()}
+
+
+class DistillLearner(Learner):
+    """Denoising, and following a teacher in space and in frequency (2211.17106, section "spectrum-aware distillation").
+
+    Student and teacher see the same x_t and t. Compared are their outputs and, at each resolution of the encoder and the
+    decoder that both have, their last feature maps, the student's through a 1×1 convolution (dropped afterwards). A pair of
+    feature maps counts relative to the teacher's mean square, pairs are averaged: so λ means the same for every model.
+    """
+
+    def __init__(
+        self, model: SpectralUNet, schedule: NoiseSchedule, prediction: Prediction, teacher: SpectralUNet, config: DistillConfig
+    ) -> None:
+        super().__init__(model, schedule, prediction)
+        if teacher.config.sample_shape != model.config.sample_shape:
+            raise EdgeSDError(f"the teacher denoises {teacher.config.sample_shape}, the student {model.config.sample_shape}")
+        self.distill = config
+        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module's state
+        theirs, ours = _tap_channels(teacher), _tap_channels(model)
+        self.pairs = [name for name in ours if name in theirs]
+        self.aligners = nn.ModuleList(nn.Conv2d(ours[name], theirs[name], 1) for name in self.pairs)
+
+    @property
+    def teacher(self) -> SpectralUNet:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
+        x_t, target = self.noised(x0, noise, t)
+        with torch.no_grad():
+            goal, goal_taps = self.teacher.denoise_with_taps(x_t, self.teacher.temporal(t.float()))
+        out, taps = self.model.denoise_with_taps(x_t, self.model.temporal(t.float()))
+        differences = [(out - goal).float()]
+        for name, aligner in zip(self.pairs, self.aligners, strict=True):
+            scale = goal_taps[name].float().square().mean().clamp_min(1e-12).rsqrt()
+            differences.append((cast(Tensor, aligner(taps[name])) - goal_taps[name]).float() * scale)
+        spatial = torch.stack([difference.square().mean() for difference in differences]).mean()
+        omega = {size: frequency_weights(x0, size, self.distill) for size in {(d.shape[-2], d.shape[-1]) for d in differences}}
+        frequency = torch.stack([frequency_distance(d, omega[d.shape[-2], d.shape[-1]]) for d in differences]).mean()
+        return {
+            "denoise": (out.float() - target).square().mean(),
+            "spatial": self.distill.spatial_weight * spatial,
+            "frequency": self.distill.frequency_weight * frequency,
+        }
+
+
+def _tap_channels(model: SpectralUNet) -> dict[str, int]:
+    """Channels of each of the model's taps, found by a run without arithmetic."""
+    with torch.device("meta"):
+        shadow = SpectralUNet(model.config)
+        x, features = torch.empty(1, *model.config.sample_shape), torch.empty(1, model.feature_width)
+        return {name: tap.shape[1] for name, tap in shadow.denoise_with_taps(x, features)[1].items()}
