@@ -1,0 +1,81 @@
+"""Reading and writing a bundle: the folder NAME.edgesd/ that travels to a device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sd.bundle.golden import Golden, load_golden
+from edge_sd.bundle.manifest import GOLDEN, MANIFEST, PLAN, FileEntry, Manifest, Program
+from edge_sd.diffusion.plan import Plan, load_plan
+from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.files import new_folder, read_model, sha256, write_model
+
+SUFFIX = ".edgesd"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose every byte has been checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+    plan: Plan
+    golden: Golden
+
+    def program(self, target: str, name: str = "denoiser") -> Program:
+        """Find a program.
+
+        Raises:
+            EdgeSDError: the bundle was not exported for that target.
+        """
+        for program in self.manifest.programs:
+            if (program.target, program.name) == (target, name):
+                return program
+        targets = ", ".join(sorted({program.target for program in self.manifest.programs}))
+        raise EdgeSDError(f"{self.path} holds no {name} for {target}, only for {targets}", f"edge-sd export --target {target}")
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle and check it: schema, hashes, plan and goldens.
+
+    Raises:
+        UsageError: it is not a bundle.
+        EdgeSDError: a file is missing, changed or foreign; it is named.
+    """
+    if not (path / MANIFEST).is_file():
+        raise UsageError(f"{path} is not a bundle: it has no {MANIFEST}", "give a folder that edge-sd export wrote")
+    manifest = read_model(Manifest, path / MANIFEST)
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file() or file.is_symlink():
+            raise EdgeSDError(f"{path}: {name} is missing", "copy or export the bundle again")
+        if file.stat().st_size != entry.bytes or sha256(file) != entry.sha256:
+            raise EdgeSDError(f"{path}: {name} has changed since it was exported (its SHA-256 differs)", "copy or export the bundle again")
+    plan = load_plan(path / PLAN)
+    if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
+        raise EdgeSDError(f"{path}: the plan is of another schedule or prediction than the model")
+    features = manifest.contract.inputs[1].shape[1]
+    if plan.header.feature_width != features:
+        raise EdgeSDError(f"{path}: the plan has {plan.header.feature_width} time features, the program takes {features}")
+    return Bundle(path, manifest, plan, load_golden(path / GOLDEN, len(plan), manifest.model.sample_shape))
+
+
+def write_bundle(path: Path, fill: Callable[[Path], Manifest], *, overwrite: bool) -> Bundle:
+    """Write a bundle as a whole or not at all.
+
+    Args:
+        fill: writes everything but the manifest into the folder it is given, and returns the manifest (see `file_entries`).
+    """
+    if path.suffix != SUFFIX:
+        raise UsageError(f"a bundle's name ends in {SUFFIX}, unlike {path.name}", f"-o {path.name}{SUFFIX}")
+    if overwrite and path.exists() and not (path / MANIFEST).exists():
+        raise UsageError(f"{path} exists and is no bundle; it will not be replaced", "choose another -o")
+    with new_folder(path, overwrite=overwrite) as folder:
+        write_model(folder / MANIFEST, fill(folder))
+    return open_bundle(path)
+
+
+def file_entries(folder: Path) -> dict[str, FileEntry]:
+    """Hash every file below a folder, by its path inside it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): FileEntry(sha256=sha256(path), bytes=path.stat().st_size) for path in files}
