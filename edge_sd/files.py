@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -22,8 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from edge_sd.errors import EdgeSDError, UsageError
-
-Model = TypeVar("Model", bound=BaseModel)
+from edge_sd.validation import Model, first_fault
 
 # Where a tensor file keeps its JSON header.
 HEADER = "edge_sd"
@@ -156,9 +155,7 @@ def parse_model(kind: type[Model], text: str | bytes, source: Path | str) -> Mod
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise EdgeSDError(f"{source} is not a valid {kind.__name__}: {where}: {first['msg']}", "was it made by another version?") from error
+        raise EdgeSDError(f"{source} is not a valid {kind.__name__}: {first_fault(error)}", "was it made by another version?") from error
 
 
 def read_model(kind: type[Model], path: Path) -> Model:

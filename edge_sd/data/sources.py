@@ -74,7 +74,7 @@ def open_data(config: DataConfig, size: int, observe: Callable[[int, int], None]
             observe(index + 1, config.count)
         about = f"{config.count} dead leaves, seed {config.seed}, smallest radius {config.min_radius:g} px"
     else:
-        paths = _image_paths(Path(config.source))
+        paths = image_paths(Path(config.source))
         images = []
         for path in paths:
             images.append(_decode(path, size, config.resize))
@@ -84,7 +84,8 @@ def open_data(config: DataConfig, size: int, observe: Callable[[int, int], None]
     return ImageData(pixels, hashlib.sha256(pixels.data).hexdigest(), about)
 
 
-def _image_paths(folder: Path) -> list[Path]:
+def image_paths(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "give --data a folder of images, or dead-leaves")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

@@ -48,6 +48,9 @@ class Progress:
     terms: dict[str, float]
     images_per_s: float
 
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value:.4f}" for name, value in self.terms.items()) + f"  {self.images_per_s:.0f} images/s"
+
 
 def train(
     learner: Learner,

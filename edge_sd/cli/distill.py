@@ -1,0 +1,64 @@
+"""`edge-sd distill`: a slim student that follows a teacher in space and in frequency."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_sd.cli import _options as option
+
+
+def distill(
+    teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint to follow.")],
+    output: option.OutFolder,
+    data: option.Data = "dead-leaves",
+    resize: option.Resize = False,
+    count: option.Count = 4096,
+    min_radius: option.MinRadius = 1.0,
+    preset: option.PresetName = "tiny32",
+    size: option.Size = None,
+    steps: option.Steps = 10_000,
+    batch_size: option.BatchSize = 32,
+    learning_rate: option.LearningRate = 1e-3,
+    warmup: option.Warmup = 50,
+    spatial_weight: Annotated[float, typer.Option("--spatial-weight", help="λ_s of the loss.")] = 0.1,
+    frequency_weight: Annotated[float, typer.Option("--frequency-weight", help="λ_f of the loss.")] = 0.1,
+    alpha: Annotated[float, typer.Option("--alpha", help="Exponent of the clean spectrum in the frequency weights.")] = -1.0,
+    precision: option.Precision = "auto",
+    seed: option.Seed = 0,
+    save_every: option.SaveEvery = 250,
+    sample_every: option.SampleEvery = 250,
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Distil a student from a teacher (Spectral Diffusion, 2211.17106). Killed at any moment, the same command goes on.
+
+    Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ --resize -o runs/student
+    """
+    from edge_sd.checkpoint import load_checkpoint
+    from edge_sd.cli._console import progress, say
+    from edge_sd.data import DataConfig
+    from edge_sd.training import DistillConfig, TrainConfig
+    from edge_sd.training import distill as distill_from
+    from edge_sd.training.loop import CHECKPOINT
+    from edge_sd.validation import validated
+
+    _, model = option.model_of(preset, size)
+    config = validated(
+        TrainConfig,
+        {
+            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, "precision": precision,
+            "seed": seed, "save_every": save_every, "sample_every": sample_every,
+        },
+        "training settings",
+    )  # fmt: skip
+    distillation = validated(
+        DistillConfig, {"spatial_weight": spatial_weight, "frequency_weight": frequency_weight, "alpha": alpha}, "distillation settings"
+    )
+    followed = load_checkpoint(teacher)
+    images = option.read_data(validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"), model.image_size)
+    with progress(f"distilling {preset}") as update:
+        distill_from(
+            model, followed, images, config, distillation, output, overwrite=overwrite,
+            observe=lambda p: update(p.step, p.steps, str(p)),
+        )  # fmt: skip
+    say(f"wrote {Path(output) / CHECKPOINT}")

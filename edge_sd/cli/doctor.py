@@ -1,0 +1,102 @@
+"""`edge-sd doctor`: what this machine has, what works, and the command that mends what does not."""
+
+import importlib
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+
+from edge_sd.cli import _options as option
+from edge_sd.errors import InstallationError
+
+# Distributions whose module has another name.
+_MODULES = {"PyWavelets": "pywt", "pillow": "PIL", "pyyaml": "yaml"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: state is ok, missing (an optional package), untested (a version outside the range) or broken."""
+
+    subject: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def doctor(as_json: option.AsJson = False) -> None:
+    """Check the installation: versions, runtimes, cores, memory. Exit code 5 if something needed is broken.
+
+    Example: edge-sd doctor
+    """
+    findings = [*_machine(), *_packages(), *_runtimes()]
+    if as_json:
+        import json
+
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title="edge-sd doctor")
+        for title in ("what", "state", "detail", "mend with"):
+            table.add_column(title, overflow="fold")
+        colours = {"ok": "green", "missing": "yellow", "untested": "yellow", "broken": "red"}
+        for finding in findings:
+            table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}", finding.detail, finding.remedy)
+        Console().print(table)
+    broken = [finding for finding in findings if finding.state == "broken"]
+    if broken:
+        raise InstallationError(f"{broken[0].subject} is broken: {broken[0].detail}", broken[0].remedy)
+
+
+def _machine() -> list[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return [
+        Finding("python", "ok", f"{platform.python_version()}, {sys.executable}"),
+        Finding("cores", "ok", f"{psutil.cpu_count(logical=False) or os.cpu_count()} cores, {os.cpu_count()} threads, {platform.machine()}"),
+        Finding("memory", "ok", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"),
+    ]
+
+
+def _packages() -> list[Finding]:
+    """Every dependency of the distribution: installed, importable, within the tested range."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    findings: dict[str, Finding] = {}
+    for line in requires("edge-sd") or []:
+        requirement = Requirement(line)
+        extra = next((name for name in ("executorch", "coreml", "nncf") if requirement.marker and requirement.marker.evaluate({"extra": name})), None)
+        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if (not needed and extra is None) or requirement.name in findings:
+            continue
+        remedy = f"pip install '{requirement.name}{requirement.specifier}'" if needed else f"pip install 'edge-sd[{extra}]'"
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            findings[requirement.name] = Finding(requirement.name, "broken" if needed else "missing", "not installed", remedy)
+            continue
+        try:
+            importlib.import_module(_MODULES.get(requirement.name, requirement.name.replace("-", "_")))
+        except Exception as error:  # whatever an import can raise is a broken installation
+            findings[requirement.name] = Finding(requirement.name, "broken", f"{found} does not import: {error}", remedy)
+            continue
+        tested = requirement.specifier.contains(found, prereleases=True)
+        findings[requirement.name] = Finding(
+            requirement.name, "ok" if tested else "untested", found if tested else f"{found}, tested: {requirement.specifier}", "" if tested else remedy
+        )
+    return list(findings.values())
+
+
+def _runtimes() -> list[Finding]:
+    from edge_sd.runtimes import runtimes
+
+    findings = []
+    for name, runtime in runtimes().items():
+        available = runtime.available()
+        findings.append(Finding(f"runtime {name}", "ok" if available.ok else "missing", available.detail, available.remedy))
+    return findings

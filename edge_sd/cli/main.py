@@ -1,0 +1,55 @@
+"""The command line: every verb, one way to report an error, documented exit codes."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import edge_sd
+from edge_sd.cli.bench import bench
+from edge_sd.cli.distill import distill
+from edge_sd.cli.doctor import doctor
+from edge_sd.cli.export import export
+from edge_sd.cli.list import list_
+from edge_sd.cli.parity import parity
+from edge_sd.cli.report import report
+from edge_sd.cli.run import run
+from edge_sd.cli.sample import sample
+from edge_sd.cli.train import train
+from edge_sd.errors import EdgeSDError, ExitCode
+
+app = typer.Typer(
+    help="Take a diffusion model from a GPU to a phone: slim, distil, export, prove, measure.",
+    epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 parity failed, 4 device unavailable, 5 environment.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (run, train, distill, sample, export, parity, bench, report, doctor):
+    app.command()(verb)
+app.command("list")(list_)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"edge-sd {edge_sd.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """Run the command line; an `EdgeSDError` becomes two lines on stderr and its exit code."""
+    try:
+        app()
+    except EdgeSDError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"try: {error.hint}", file=sys.stderr)
+        sys.exit(int(error.code))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        sys.exit(int(ExitCode.FAILURE))

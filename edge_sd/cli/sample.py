@@ -1,0 +1,98 @@
+"""`edge-sd sample`: a grid of pictures from a checkpoint or a bundle."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_sd.cli import _options as option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_DEFAULT_SOLVER, _DEFAULT_STEPS = "dpmpp", 20
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="Checkpoint, or bundle NAME.edgesd.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
+    count: Annotated[int, typer.Option("-n", "--count", help="How many samples.", min=1)] = 16,
+    solver: Annotated[str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp, or a bundle's own plan.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20, or a bundle's own plan.")] = None,
+    spacing: option.Spacing = None,
+    eta: Annotated[float, typer.Option("--eta", help="Share of fresh noise, for ddim.")] = 0.0,
+    runtime: Annotated[str | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime for a bundle, torch for a checkpoint.")] = None,
+    threads: option.Threads = None,
+    seed: option.Seed = 0,
+    scale: Annotated[int, typer.Option("--scale", help="Enlarge each pixel so many times.", min=1)] = 1,
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Draw samples and lay them out in a grid. Sample i depends on the seed and i alone, in every runtime.
+
+    Example: edge-sd sample student.edgesd --solver dpmpp --steps 20 -n 16 -o grid.png
+    """
+    from edge_sd.cli._console import progress, say
+    from edge_sd.data import grid, rgb, save_png
+    from edge_sd.errors import UsageError
+
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
+    plan_choice = None
+    if any((solver, steps is not None, spacing, eta)):
+        plan_choice = {"solver": solver or _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS if steps is None else steps, "spacing": spacing, "eta": eta}
+    with progress("sampling") as update:
+
+        def observe(done: int, total: int) -> None:
+            update(done, total, "")
+
+        if model.is_dir():
+            samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, observe)
+        elif runtime in (None, "torch"):
+            samples = _from_checkpoint(model, plan_choice, threads, seed, count, observe)
+        else:
+            raise UsageError(f"a checkpoint runs in torch, not in {runtime}", "edge-sd export makes a bundle of it")
+    save_png(output, grid(rgb(samples), scale=scale))
+    say(f"wrote {output}")
+
+
+def _from_checkpoint(
+    path: Path, plan_choice: "dict[str, object] | None", threads: int | None, seed: int, count: int, observe: Callable[[int, int], None]
+) -> "np.ndarray":
+    import torch
+
+    from edge_sd.checkpoint import load_checkpoint
+    from edge_sd.diffusion import compile_plan
+    from edge_sd.sampling import sample_model
+
+    checkpoint = load_checkpoint(path)
+    choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
+    plan = compile_plan(checkpoint.header.noise_schedule, prediction=checkpoint.header.prediction, **choice)  # type: ignore[arg-type]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return sample_model(checkpoint.build(), plan, seed=seed, count=count, observe=observe)
+
+
+def _from_bundle(
+    path: Path,
+    plan_choice: "dict[str, object] | None",
+    runtime: str,
+    threads: int | None,
+    seed: int,
+    count: int,
+    observe: Callable[[int, int], None],
+) -> "np.ndarray":
+    from edge_sd.bundle import open_bundle
+    from edge_sd.diffusion import compile_plan
+    from edge_sd.runtimes import find_runtime, sample_bundle
+
+    bundle = open_bundle(path)
+    plan = bundle.plan
+    if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
+        from edge_sd.bundle.manifest import REFERENCE
+        from edge_sd.checkpoint import load_checkpoint
+        from edge_sd.sampling import plan_features
+
+        plan = compile_plan(bundle.manifest.noise_schedule, prediction=bundle.manifest.prediction, **plan_choice)  # type: ignore[arg-type]
+        plan = plan.with_features(plan_features(load_checkpoint(path / REFERENCE).build(), plan))
+    return sample_bundle(find_runtime(runtime).load(bundle, threads), plan, seed=seed, count=count, observe=observe)

@@ -1,0 +1,52 @@
+"""`edge-sd train`: a model from images alone."""
+
+from pathlib import Path
+
+from edge_sd.cli import _options as option
+
+
+def train(
+    output: option.OutFolder,
+    data: option.Data = "dead-leaves",
+    resize: option.Resize = False,
+    count: option.Count = 4096,
+    min_radius: option.MinRadius = 1.0,
+    preset: option.PresetName = "tiny32",
+    size: option.Size = None,
+    steps: option.Steps = 10_000,
+    batch_size: option.BatchSize = 32,
+    learning_rate: option.LearningRate = 1e-3,
+    warmup: option.Warmup = 50,
+    precision: option.Precision = "auto",
+    seed: option.Seed = 0,
+    save_every: option.SaveEvery = 250,
+    sample_every: option.SampleEvery = 250,
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Train a model from scratch. Killed at any moment, the same command goes on.
+
+    Example: edge-sd train --data photos/ --resize --preset small64 --steps 50000 -o runs/teacher
+    """
+    from edge_sd.cli._console import progress, say
+    from edge_sd.data import DataConfig
+    from edge_sd.diffusion import SCHEDULES
+    from edge_sd.training import TrainConfig, fit
+    from edge_sd.training.loop import CHECKPOINT
+    from edge_sd.validation import validated
+
+    chosen, model = option.model_of(preset, size)
+    config = validated(
+        TrainConfig,
+        {
+            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, "precision": precision,
+            "seed": seed, "save_every": save_every, "sample_every": sample_every,
+        },
+        "training settings",
+    )  # fmt: skip
+    images = option.read_data(validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"), model.image_size)
+    with progress(f"training {preset}") as update:
+        fit(
+            model, SCHEDULES[chosen.schedule], chosen.prediction, images, config, output, overwrite=overwrite,
+            observe=lambda p: update(p.step, p.steps, str(p)),
+        )  # fmt: skip
+    say(f"wrote {Path(output) / CHECKPOINT}")

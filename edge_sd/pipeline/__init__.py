@@ -1,0 +1,1 @@
+"""A whole run from one configuration: stages that are done once."""

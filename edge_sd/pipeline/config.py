@@ -1,0 +1,132 @@
+"""The configuration of a whole run, as it stands in a YAML file."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import Self
+
+from edge_sd.data import DataConfig
+from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.models import PRESETS, ModelConfig
+from edge_sd.training.config import DistillConfig, TrainConfig
+from edge_sd.validation import validated
+
+BUILT_IN = {"demo": Path(__file__).with_name("demo.yaml")}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(_Section):
+    """A preset, trained: changes to its `ModelConfig` go into `model`."""
+
+    preset: str
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}; one of {', '.join(PRESETS)}")
+        _ = self.config
+        return self
+
+    @property
+    def config(self) -> ModelConfig:
+        """The preset's configuration with the changes."""
+        return ModelConfig.model_validate({**PRESETS[self.preset].config.model_dump(), **self.model})
+
+
+class TeacherSection(_Section):
+    """A teacher to train, or one that exists."""
+
+    checkpoint: Path | None = None
+    preset: str | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.checkpoint is None) == (self.preset is None):
+            raise ValueError("give a teacher either as a checkpoint or as a preset to train")
+        if self.preset is not None:
+            _ = self.section
+        return self
+
+    @property
+    def section(self) -> ModelSection:
+        """What is to be trained, where there is no checkpoint."""
+        return ModelSection.model_validate(self.model_dump(exclude={"checkpoint"}))
+
+
+class StudentSection(ModelSection):
+    """The student: a preset, distilled."""
+
+    distill: DistillConfig = DistillConfig()
+
+
+class SampleSection(_Section):
+    """The plan of the bundle, and the samples that are compared."""
+
+    solver: str = "dpmpp"
+    steps: int = Field(default=20, ge=1)
+    spacing: str | None = None
+    count: int = Field(default=64, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class ExportSection(_Section):
+    """What the bundle holds."""
+
+    targets: tuple[str, ...] = ("onnx",)
+    goldens: int = Field(default=2, ge=1)
+
+
+class ParitySection(_Section):
+    """Which runtimes must reach which gate."""
+
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+    gate_db: float = 80.0
+
+
+class BenchSection(_Section):
+    """What is timed, and how often."""
+
+    runtimes: tuple[str, ...] = ("torch", "onnxruntime")
+    threads: int | None = Field(default=None, ge=1)
+    warmup: int = Field(default=10, ge=1)
+    iterations: int = Field(default=100, ge=1)
+
+
+class RunConfig(_Section):
+    """All of a run; every section but teacher and student has defaults."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataConfig = DataConfig()
+    teacher: TeacherSection
+    student: StudentSection
+    sample: SampleSection = SampleSection()
+    export: ExportSection = ExportSection()
+    parity: ParitySection = ParitySection()
+    bench: BenchSection = BenchSection()
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a YAML file, or a built-in configuration by its name.
+
+    Raises:
+        UsageError: it does not exist or does not fit the schema; the first fault is named.
+    """
+    file = BUILT_IN.get(str(path), Path(path))
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror or error}", f"a YAML file, or a built-in one: {', '.join(BUILT_IN)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EdgeSDError(f"{file} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{file} holds no settings", "the README shows a configuration")
+    return validated(RunConfig, values, str(file))

@@ -1,0 +1,237 @@
+"""`edge-sd run`: teacher, student, bundle, samples, parity, latency and report, each once."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from edge_sd.bundle import open_bundle
+from edge_sd.checkpoint import Checkpoint, load_checkpoint
+from edge_sd.data import ImageData, grid, open_data, rgb, save_png
+from edge_sd.data.sources import image_paths
+from edge_sd.devices import BenchResult, Job, find_device
+from edge_sd.diffusion import SCHEDULES, compile_plan, solvers
+from edge_sd.diffusion.spacing import timesteps
+from edge_sd.errors import ParityError, UsageError
+from edge_sd.evaluation.gates import gate_means
+from edge_sd.export import export_bundle, targets
+from edge_sd.files import fingerprint, read_model, write_model, write_tensors, write_text
+from edge_sd.models import PRESETS
+from edge_sd.pipeline.config import RunConfig
+from edge_sd.pipeline.stages import Stages, hash_of
+from edge_sd.report.assemble import SampleHeader, assemble
+from edge_sd.report.render import write_report
+from edge_sd.runtimes import find_runtime, runtimes, sample_bundle
+from edge_sd.runtimes.parity import ParityResult, check_parity
+from edge_sd.sampling import sample_model
+from edge_sd.training import Progress, distill, fit
+from edge_sd.training.loop import CHECKPOINT, METRICS
+
+CONFIG = "run.yaml"
+# (stage, done, total, note): where a long stage has come to.
+Update = Callable[[str, int, int, str], None]
+
+
+class Run:
+    """One run folder and its stages.
+
+    Args:
+        overwrite: train again where the settings have changed; what is derived from weights is always made anew.
+        observe: called with (stage, "running" or "done before").
+        update: called as a long stage goes on.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        observe: Callable[[str, str], None] = lambda stage, state: None,
+        update: Update = lambda stage, done, total, note: None,
+    ) -> None:
+        self.config, self.out, self.overwrite, self.update = config, out, overwrite, update
+        self.stages = Stages(out, observe)
+        self.teacher_path = config.teacher.checkpoint or out / "teacher" / CHECKPOINT
+        self.student_path = out / "student" / CHECKPOINT
+        self.bundle_path = out / f"{config.name}.edgesd"
+
+    def walk(self) -> list[ParityResult]:
+        """Do every stage that is not done and return the parity results.
+
+        Raises:
+            UsageError: a name in the configuration is unknown, or `out` holds something else.
+            ParityError: at the end, report and all written, if a runtime fell below its gate.
+        """
+        self._check()
+        write_text(self.out / CONFIG, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        self._train()
+        self._export()
+        self._sample()
+        parity = self._parity()
+        bench = self._bench()
+        self._report(parity, bench)
+        failed = [result.verdict for result in parity if not result.passed]
+        if failed:
+            raise ParityError("; ".join(failed), f"{self.out / 'report.html'} shows where")
+        return parity
+
+    # Before anything long
+
+    def _check(self) -> None:
+        """Every name and size is looked at now, not after the training."""
+        config = self.config
+        if self.out.exists() and not (self.out / CONFIG).is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise UsageError(f"{self.out} exists and is no run", "choose another -o")
+        for name in config.export.targets:
+            if name not in targets():
+                raise UsageError(f"unknown target {name!r}", f"one of {', '.join(targets())}")
+        for name in (*config.parity.runtimes, *config.bench.runtimes):
+            if find_runtime(name).target not in (*config.export.targets, "torch"):
+                raise UsageError(f"runtime {name} runs the target {runtimes()[name].target}, which is not exported", "add it to export.targets")
+        solver = solvers().get(config.sample.solver)
+        if solver is None:
+            raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
+        timesteps(config.sample.spacing or solver.default_spacing, 1000, config.sample.steps, includes_end=solver.includes_end)
+        if config.teacher.preset is not None:
+            shape = config.teacher.section.config.sample_shape
+        else:
+            shape = load_checkpoint(self.teacher_path).header.model.sample_shape
+        if shape != config.student.config.sample_shape:
+            raise UsageError(f"the teacher denoises {shape}, the student {config.student.config.sample_shape}")
+
+    @cached_property
+    def _data(self) -> ImageData:
+        return open_data(self.config.data, self.config.student.config.image_size, lambda done, total: self.update("images", done, total, ""))
+
+    def _data_key(self) -> dict[str, str]:
+        """Stands for the images without decoding them."""
+        data = self.config.data
+        if data.kind == "folder":
+            files = {str(path): (stat.st_size, stat.st_mtime_ns) for path in image_paths(Path(data.source)) for stat in (path.stat(),)}
+            return {"data": fingerprint(files)}
+        return {"data": fingerprint(data.model_dump())}
+
+    # The stages
+
+    def _train(self) -> None:
+        config = self.config
+        if config.teacher.preset is not None:
+            section, preset = config.teacher.section, PRESETS[config.teacher.preset]
+            self.stages.run(
+                "teacher",
+                section.model_dump(mode="json"),
+                self._data_key(),
+                [self.teacher_path],
+                lambda: fit(
+                    section.config, SCHEDULES[preset.schedule], preset.prediction, self._data, section.train, self.teacher_path.parent,
+                    overwrite=self.overwrite, observe=lambda p: self._trained("teacher", p),
+                ),
+            )  # fmt: skip
+        student = config.student
+        self.stages.run(
+            "student",
+            student.model_dump(mode="json"),
+            {**self._data_key(), "teacher": hash_of(self.teacher_path)},
+            [self.student_path],
+            lambda: distill(
+                student.config, load_checkpoint(self.teacher_path), self._data, student.train, student.distill, self.student_path.parent,
+                overwrite=self.overwrite, observe=lambda p: self._trained("student", p),
+            ),
+        )  # fmt: skip
+
+    def _trained(self, stage: str, progress: Progress) -> None:
+        self.update(stage, progress.step, progress.steps, str(progress))
+
+    def _export(self) -> None:
+        sample, export = self.config.sample, self.config.export
+
+        def action() -> None:
+            export_bundle(
+                load_checkpoint(self.student_path), self.bundle_path, export.targets, solver=sample.solver, steps=sample.steps,
+                spacing=sample.spacing, seed=sample.seed, goldens=export.goldens, overwrite=True,
+                observe=lambda what: self.update("export", 0, 1, what),
+            )  # fmt: skip
+
+        settings = {"export": export.model_dump(mode="json"), "sample": sample.model_dump(mode="json", exclude={"count"}), "name": self.config.name}
+        self.stages.run("export", settings, {"student": hash_of(self.student_path)}, [self.bundle_path], action)
+
+    def sample_paths(self) -> dict[str, Path]:
+        """Where each role's samples are kept: (count, C, H, W) float32."""
+        roles = ("real", "teacher", "student", "exported")
+        return {role: self.out / "samples" / f"{role}.safetensors" for role in roles}
+
+    def _sample(self) -> None:
+        inputs = {"teacher": hash_of(self.teacher_path), "student": hash_of(self.student_path), "bundle": hash_of(self.bundle_path)}
+        paths = self.sample_paths()
+        outputs = [*paths.values(), *(path.with_suffix(".png") for path in paths.values()), self.out / "samples" / "gates.safetensors"]
+        settings = {"sample": self.config.sample.model_dump(mode="json"), "data": self._data_key(), "runtimes": list(self.config.parity.runtimes)}
+        self.stages.run("samples", settings, inputs, outputs, self._draw_samples)
+
+    def _draw_samples(self) -> None:
+        choice, bundle = self.config.sample, open_bundle(self.bundle_path)
+        runtime = next((name for name in self.config.parity.runtimes if name != "torch"), "torch")
+        student = load_checkpoint(self.student_path)
+        drawn = {
+            "real": self._data.pixels[: choice.count].astype(np.float32) / 127.5 - 1,
+            "teacher": self._from_torch(load_checkpoint(self.teacher_path), "teacher's samples"),
+            "student": self._from_torch(student, "student's samples"),
+            "exported": sample_bundle(
+                find_runtime(runtime).load(bundle), bundle.plan, seed=choice.seed, count=choice.count,
+                observe=lambda done, total: self.update("exported student's samples", done, total, runtime),
+            ),
+        }  # fmt: skip
+        for role, samples in drawn.items():
+            header = SampleHeader(role=role, seed=choice.seed, runtime=runtime if role == "exported" else "torch")
+            write_tensors(self.sample_paths()[role], {"samples": samples}, header)
+            save_png(self.sample_paths()[role].with_suffix(".png"), grid(rgb(samples[:16]), scale=2))
+        gates = gate_means(student.build(), bundle.plan, seed=choice.seed)
+        write_tensors(self.out / "samples" / "gates.safetensors", gates, SampleHeader(role="gates", seed=choice.seed, runtime="torch"))
+
+    def _from_torch(self, checkpoint: Checkpoint, label: str) -> np.ndarray:
+        choice, header = self.config.sample, checkpoint.header
+        plan = compile_plan(header.noise_schedule, choice.steps, solver=choice.solver, prediction=header.prediction, spacing=choice.spacing)
+        return sample_model(checkpoint.build(), plan, seed=choice.seed, count=choice.count, observe=lambda d, t: self.update(label, d, t, ""))
+
+    def _parity(self) -> list[ParityResult]:
+        section, inputs = self.config.parity, {"bundle": hash_of(self.bundle_path)}
+        paths = {name: self.out / "parity" / f"{name}.json" for name in section.runtimes}
+        for name, path in paths.items():
+
+            def action(name: str = name, path: Path = path) -> None:
+                result = check_parity(
+                    open_bundle(self.bundle_path), name, gate_db=section.gate_db, observe=lambda d, t: self.update(f"parity of {name}", d, t, "")
+                )
+                write_model(path, result)
+
+            self.stages.run(f"parity-{name}", {"gate_db": section.gate_db}, inputs, [path], action)
+        return [read_model(ParityResult, path) for path in paths.values()]
+
+    def _bench(self) -> list[BenchResult]:
+        section, host = self.config.bench, find_device("host")
+        threads = section.threads or host.info().cores
+        paths = {name: self.out / "bench" / f"{name}.json" for name in section.runtimes}
+        for name, path in paths.items():
+            job = Job(bundle=str(self.bundle_path), runtime=name, threads=threads, warmup=section.warmup, iterations=section.iterations)
+            inputs = {"bundle": hash_of(self.bundle_path), "device": fingerprint(host.info().model_dump())}
+            self.stages.run(
+                f"bench-{name}", job.model_dump(exclude={"bundle"}), inputs, [path], lambda job=job, path=path: write_model(path, host.bench(job))  # type: ignore[misc]
+            )
+        return [read_model(BenchResult, path) for path in paths.values()]
+
+    def _report(self, parity: list[ParityResult], bench: list[BenchResult]) -> None:
+        report = assemble(
+            self.config.name,
+            self.config.model_dump(mode="json"),
+            {"teacher": self.teacher_path, "student": self.student_path},
+            {role: path.parent / METRICS for role, path in (("teacher", self.teacher_path), ("student", self.student_path))},
+            self.bundle_path,
+            self.sample_paths(),
+            self.out / "samples" / "gates.safetensors",
+            parity,
+            bench,
+            self.stages.seconds,
+        )
+        write_report(report, self.out)

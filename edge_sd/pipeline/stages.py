@@ -1,0 +1,76 @@
+"""Stages that are done once: a record beside the results says from which settings and inputs they came.
+
+A stage is skipped when its settings, the hashes of its inputs and the hashes of what it wrote are those of its record.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+import edge_sd
+from edge_sd.bundle.manifest import MANIFEST
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import fingerprint, read_model, sha256, write_model
+
+
+class StageRecord(BaseModel):
+    """stages/NAME.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    kind: Literal["stage"] = "stage"
+    key: str
+    seconds: float
+    outputs: dict[str, str]
+
+
+class Stages:
+    """The stages of one run folder.
+
+    Attributes:
+        observe: called with (stage, "running" or "done before").
+    """
+
+    def __init__(self, folder: Path, observe: Callable[[str, str], None]) -> None:
+        self.folder, self.observe = folder, observe
+        self.seconds: dict[str, float] = {}
+
+    def run(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], outputs: list[Path], action: Callable[[], object]
+    ) -> None:
+        """Do a stage, or find it done.
+
+        Args:
+            inputs: the hash of everything it reads.
+            outputs: files or bundles that `action` writes.
+        """
+        key = fingerprint({"version": edge_sd.__version__, "settings": settings, "inputs": inputs})
+        file = self.folder / "stages" / f"{name}.json"
+        if (record := self._record(file)) and record.key == key and record.outputs == self._hashes(outputs):
+            self.observe(name, "done before")
+            self.seconds[name] = record.seconds
+            return
+        self.observe(name, "running")
+        began = time.monotonic()
+        action()
+        self.seconds[name] = time.monotonic() - began
+        write_model(file, StageRecord(key=key, seconds=self.seconds[name], outputs=self._hashes(outputs)))
+
+    def _record(self, file: Path) -> StageRecord | None:
+        try:
+            return read_model(StageRecord, file)
+        except EdgeSDError:  # never done, or by another version: do it again
+            return None
+
+    def _hashes(self, outputs: list[Path]) -> dict[str, str]:
+        return {str(path.relative_to(self.folder)): hash_of(path) for path in outputs}
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or of a bundle's manifest (which holds the hashes of the rest); empty where there is none."""
+    file = path / MANIFEST if path.is_dir() else path
+    return sha256(file) if file.is_file() else ""

@@ -1,0 +1,78 @@
+"""report.json: all figures that the page and the card show, and nothing that they do not."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edge_sd.devices import BenchResult
+from edge_sd.runtimes.parity import ParityResult
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRow(_Part):
+    """One model of the run; MACs without and with attention's matrix products, of one call at batch 1."""
+
+    role: str
+    parameters: int
+    macs: int
+    macs_with_attention: int
+    gating: bool
+    trained_steps: int
+    images_seen: int
+    data: str
+    weights_digest: str
+
+
+class Curve(_Part):
+    """The loss's terms over the steps, smoothed over equal stretches."""
+
+    steps: list[int]
+    terms: dict[str, list[float]]
+
+
+class Spectrum(_Part):
+    """Mean power of a role's samples at each frequency (cycles a pixel).
+
+    Attributes:
+        slope: of log power against log frequency.
+        gap_db: mean distance in dB to the real images' spectrum.
+    """
+
+    role: str
+    frequencies: list[float]
+    power: list[float]
+    slope: float
+    gap_db: float
+
+
+class Gates(_Part):
+    """Mean gate of LL, LH, HL, HH at each step of one gated resampling."""
+
+    name: str
+    values: list[list[float]]
+
+
+class RunReport(_Part):
+    """See the parts."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["report"] = "report"
+    name: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    models: list[ModelRow]
+    curves: dict[str, Curve]
+    samples: dict[str, str]  # role → PNG, relative to report.json
+    sample_count: int
+    spectra: list[Spectrum]
+    timesteps: list[float]
+    gates: list[Gates]
+    exported_psnr_db: float  # exported student's samples against the student's, same noise
+    bundle: str
+    bundle_bytes: dict[str, int]
+    parity: list[ParityResult]
+    bench: list[BenchResult]
+    seconds: dict[str, float]  # of each stage

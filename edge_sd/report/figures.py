@@ -1,0 +1,100 @@
+"""The report's figures, as PNG bytes. matplotlib's object interface is used: no global state, no display."""
+
+import io
+from typing import TYPE_CHECKING
+
+from edge_sd.report.data import RunReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {"real": "#222222", "teacher": "#1f77b4", "student": "#d62728", "exported": "#2ca02c"}
+_BANDS = ("LL", "LH", "HL", "HH")
+
+
+def figures(report: RunReport) -> dict[str, bytes]:
+    """Draw everything: {"loss": PNG, "spectrum": PNG, "parity": PNG, "latency": PNG[, "gates": PNG]}."""
+    drawn = {"loss": _loss(report), "spectrum": _spectrum(report), "parity": _parity(report), "latency": _latency(report)}
+    if report.gates:
+        drawn["gates"] = _gates(report)
+    return drawn
+
+
+def _subplots(columns: int, width: float = 4.6) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, 3.2), layout="constrained")
+    axes = [figure.add_subplot(1, columns, column + 1) for column in range(columns)]
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _loss(report: RunReport) -> bytes:
+    figure, axes = _subplots(max(len(report.curves), 1))
+    for ax, (role, curve) in zip(axes, report.curves.items(), strict=False):
+        for term, values in curve.terms.items():
+            if term != "loss" or len(curve.terms) > 2:
+                ax.plot(curve.steps, values, label=term, linewidth=1.2, color="black" if term == "loss" else None)
+        ax.set(title=f"{role}: loss, weighted terms", xlabel="step", yscale="log")
+        ax.legend(frameon=False)
+    return _png(figure)
+
+
+def _spectrum(report: RunReport) -> bytes:
+    figure, (left, right) = _subplots(2)
+    real = next(spectrum for spectrum in report.spectra if spectrum.role == "real")
+    for spectrum in report.spectra:
+        style = {"color": _COLOURS[spectrum.role], "linestyle": "--" if spectrum.role == "exported" else "-"}
+        left.plot(spectrum.frequencies, spectrum.power, label=f"{spectrum.role} (slope {spectrum.slope:.2f})", **style)  # type: ignore[arg-type]
+        ratio = [ours / theirs for ours, theirs in zip(spectrum.power, real.power, strict=True)]
+        right.plot(spectrum.frequencies, ratio, label=f"{spectrum.role} ({spectrum.gap_db:.2f} dB off)", **style)  # type: ignore[arg-type]
+    left.set(title=f"power spectrum, {report.sample_count} samples each", xlabel="cycles / pixel", xscale="log", yscale="log")
+    right.set(title="power against real images'", xlabel="cycles / pixel", yscale="log")
+    for ax in (left, right):
+        ax.legend(frameon=False)
+    return _png(figure)
+
+
+def _parity(report: RunReport) -> bytes:
+    figure, axes = _subplots(max(len(report.parity), 1), 6.0)
+    for ax, result in zip(axes, report.parity, strict=False):
+        rows = [step.row for step in result.steps]
+        ax.plot(rows, [step.teacher_forced_db for step in result.steps], "o-", label="teacher-forced prediction")
+        ax.plot(rows, [step.free_running_db for step in result.steps], "s--", label="free-running sample")
+        ax.axhline(result.gate_db, color="#d62728", linewidth=1, label=f"gate {result.gate_db:g} dB")
+        ax.set(title=f"{result.runtime}: SNR against the reference", xlabel="step", ylabel="dB", ylim=(0, None))
+        ax.legend(frameon=False)
+    return _png(figure)
+
+
+def _latency(report: RunReport) -> bytes:
+    figure, (left, right) = _subplots(2)
+    names = [result.job.runtime for result in report.bench]
+    left.boxplot([result.samples_ms for result in report.bench], tick_labels=names, whis=(1, 99), showfliers=False)
+    left.set(title="a call, ms (box: quartiles, whiskers: 1 %, 99 %)", ylim=(0, None))
+    for result in report.bench:
+        right.plot(result.samples_ms, linewidth=0.8, label=result.job.runtime)
+    right.set(title="every timed call", xlabel="call", ylabel="ms", ylim=(0, None))
+    right.legend(frameon=False)
+    return _png(figure)
+
+
+def _gates(report: RunReport) -> bytes:
+    figure, axes = _subplots(len(report.gates), 3.4)
+    for ax, gates in zip(axes, report.gates, strict=True):
+        for band, name in enumerate(_BANDS):
+            ax.plot(report.timesteps, [row[band] for row in gates.values], label=name)
+        ax.set(title=gates.name, xlabel="timestep", ylim=(0, 1))
+        ax.invert_xaxis()
+    axes[0].set_ylabel("mean gate")
+    axes[0].legend(frameon=False)
+    return _png(figure)

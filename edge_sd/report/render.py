@@ -1,0 +1,84 @@
+"""The page and the card, both from report.json and the pictures beside it."""
+
+import base64
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import read_model, write_bytes, write_model, write_text
+from edge_sd.report.data import RunReport
+from edge_sd.report.figures import figures
+
+JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+
+
+def write_report(report: RunReport, folder: Path) -> None:
+    """Write report.json, report.html (self-contained) and report.md with its figures."""
+    drawn = figures(report)
+    for name, png in drawn.items():
+        write_bytes(folder / "figures" / f"{name}.png", png)
+    pictures = {role: _read_png(folder / path) for role, path in report.samples.items()}
+    context = {"report": report, "summary": summary(report)}
+    write_text(
+        folder / HTML,
+        _template("report.html.j2").render(
+            **context,
+            figures={name: _data_url(png) for name, png in drawn.items()},
+            samples={role: _data_url(png) for role, png in pictures.items()},
+        ),
+    )
+    write_text(
+        folder / MARKDOWN,
+        _template("report.md.j2").render(**context, figures={name: f"figures/{name}.png" for name in drawn}, samples=report.samples),
+    )
+    write_model(folder / JSON, report)
+
+
+def render(folder: Path) -> RunReport:
+    """Render a run's report again from its report.json."""
+    report = read_model(RunReport, folder / JSON)
+    write_report(report, folder)
+    return report
+
+
+def summary(report: RunReport) -> list[str]:
+    """What came out, a sentence each."""
+    lines = []
+    rows = {row.role: row for row in report.models}
+    teacher, student = rows["teacher"], rows["student"]
+    lines.append(
+        f"The student has {student.parameters / 1e6:.2f} M parameters and {student.macs / 1e9:.3f} GMAC a call, "
+        f"{teacher.parameters / student.parameters:.1f}× and {teacher.macs / student.macs:.1f}× fewer than its teacher."
+    )
+    gaps = {spectrum.role: spectrum.gap_db for spectrum in report.spectra}
+    lines.append(
+        f"The student's spectrum is {gaps['student']:.2f} dB off the real images', the teacher's {gaps['teacher']:.2f} dB "
+        f"(mean over radii, {report.sample_count} samples each)."
+    )
+    lines += [result.verdict[0].upper() + result.verdict[1:] + "." for result in report.parity]
+    lines.append(f"The exported student's samples against the student's, same noise: PSNR {report.exported_psnr_db:.1f} dB.")
+    for result in report.bench:
+        lines.append(
+            f"{result.job.runtime} on {result.device.processor}, {result.job.threads} threads: {result.latency.p50_ms:.2f} ms a step (p50; p90 "
+            f"{result.latency.p90_ms:.2f}), {result.latency.p50_ms * result.steps / 1e3:.2f} s an image of {result.steps} steps."
+        )
+    return lines
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((files("edge_sd.report") / "templates" / name).read_text("utf-8"))
+
+
+def _read_png(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EdgeSDError(f"cannot read {path}: {error.strerror}", "edge-sd run draws it again") from error
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

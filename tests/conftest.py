@@ -1,0 +1,66 @@
+"""What many tests share: one thread, a model and a data set small enough for any machine, and weights that hide nothing."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that its pool starts with one
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from edge_sd.checkpoint import Checkpoint, Provenance
+from edge_sd.data import DataConfig, ImageData, open_data
+from edge_sd.diffusion import SCHEDULES
+from edge_sd.models import ModelConfig
+from edge_sd.models.unet import SpectralUNet
+
+torch.set_num_threads(1)  # sums of one order: weights can be compared to the bit
+
+MakeModel = Callable[..., SpectralUNet]
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Give every parameter that starts at zero (closing convolutions, gates, biases) random values: no layer is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+                parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """16 px, two levels, gated, attention on the lower level and in the middle; some 36 thousand parameters."""
+    return ModelConfig(
+        image_size=16, width=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, norm_groups=8, gating=True
+    )
+
+
+@pytest.fixture(scope="session")
+def make_model(tiny_config: ModelConfig) -> MakeModel:
+    """(seed, changes to the tiny configuration) → a model in evaluation mode in which every weight counts."""
+
+    def make(seed: int = 0, **changes: Any) -> SpectralUNet:
+        torch.manual_seed(seed)
+        model = SpectralUNet(ModelConfig.model_validate({**tiny_config.model_dump(), **changes}))
+        randomise(model, seed)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> ImageData:
+    """32 dead leaves of 16 px."""
+    return open_data(DataConfig(count=32), 16)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_model: MakeModel) -> Checkpoint:
+    """A checkpoint of a model that was never trained, for everything that only needs one to be there."""
+    provenance = Provenance(made_by="train", steps=3, data="nothing", parents={"teacher": "0" * 64})
+    return Checkpoint.of(make_model(), SCHEDULES["cosine"], "v", provenance)
