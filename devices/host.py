@@ -38,9 +38,13 @@ class Host(Device):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_limit_threads, initargs=(job.threads,)) as pool:
             try:
-                return BenchResult.model_validate_json(pool.submit(_measure, job.model_dump_json(), self.info().model_dump_json()).result())
+                return BenchResult.model_validate_json(
+                    pool.submit(_measure, job.model_dump_json(), self.info().model_dump_json()).result()
+                )
             except BrokenProcessPool as error:
-                raise DeviceError(f"the process that ran {job.bundle} in {job.runtime} died", "is there memory enough? edge-sd doctor") from error
+                raise DeviceError(
+                    f"the process that ran {job.bundle} in {job.runtime} died", "is there memory enough? edge-sd doctor"
+                ) from error
 
 
 def _limit_threads(threads: int) -> None:

@@ -58,11 +58,17 @@ class Checkpoint:
     weights: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, model: "SpectralUNet", noise_schedule: NoiseSchedule, prediction: Prediction, provenance: Provenance) -> "Checkpoint":
+    def of(
+        cls, model: "SpectralUNet", noise_schedule: NoiseSchedule, prediction: Prediction, provenance: Provenance
+    ) -> "Checkpoint":
         """Take a model's weights."""
         weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
         header = CheckpointHeader(
-            model=model.config, noise_schedule=noise_schedule, prediction=prediction, provenance=provenance, digest=tensors_digest(weights)
+            model=model.config,
+            noise_schedule=noise_schedule,
+            prediction=prediction,
+            provenance=provenance,
+            digest=tensors_digest(weights),
         )
         return cls(header, weights)
 
@@ -98,7 +104,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     header, weights = read_tensors(CheckpointHeader, path)
     if tensors_digest(weights) != header.digest:
-        raise EdgeSDError(f"{path}: the weights have changed since they were written (their SHA-256 differs)", "copy or make the file again")
+        raise EdgeSDError(
+            f"{path}: the weights have changed since they were written (their SHA-256 differs)", "copy or make the file again"
+        )
     return Checkpoint(header, weights)
 
 

@@ -38,7 +38,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EdgeSDError(f"no space left on the disk of {path}", "free some space and give the same command again") from error
+            raise EdgeSDError(
+                f"no space left on the disk of {path}", "free some space and give the same command again"
+            ) from error
         raise EdgeSDError(f"cannot write {path}: {error.strerror or error}", "choose another output with -o") from error
 
 
@@ -155,7 +157,9 @@ def parse_model(kind: type[Model], text: str | bytes, source: Path | str) -> Mod
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise EdgeSDError(f"{source} is not a valid {kind.__name__}: {first_fault(error)}", "was it made by another version?") from error
+        raise EdgeSDError(
+            f"{source} is not a valid {kind.__name__}: {first_fault(error)}", "was it made by another version?"
+        ) from error
 
 
 def read_model(kind: type[Model], path: Path) -> Model:
@@ -182,7 +186,10 @@ def read_tensors(kind: type[Model], path: Path) -> tuple[Model, dict[str, np.nda
     except (SafetensorError, OSError) as error:
         raise EdgeSDError(f"{path} is not a whole safetensors file: {error}", "was its download or copy cut short?") from error
     if HEADER not in metadata:
-        raise EdgeSDError(f"{path} is a safetensors file, but not one of edge-sd: its metadata has no '{HEADER}'", "give a file that edge-sd wrote")
+        raise EdgeSDError(
+            f"{path} is a safetensors file, but not one of edge-sd: its metadata has no '{HEADER}'",
+            "give a file that edge-sd wrote",
+        )
     header = parse_model(kind, metadata[HEADER], path)
     for name, value in tensors.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():

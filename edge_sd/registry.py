@@ -17,7 +17,10 @@ Base = TypeVar("Base")
 @lru_cache
 def implementations(package: str, base: type[Base]) -> dict[str, Base]:
     """Return one instance of every implementation of `base` below `package`, by its name, in alphabetical order."""
-    modules = [importlib.import_module(f"{package}.{entry.name}") for entry in pkgutil.iter_modules(importlib.import_module(package).__path__)]
+    modules = [
+        importlib.import_module(f"{package}.{entry.name}")
+        for entry in pkgutil.iter_modules(importlib.import_module(package).__path__)
+    ]
     found = [value for module in modules for value in vars(module).values() if inspect.isclass(value) and issubclass(value, base)]
     found += [entry.load() for entry in entry_points(group=package)]
     instances = [cls() for cls in dict.fromkeys(found) if not inspect.isabstract(cls)]

@@ -16,7 +16,9 @@ from edge_sd.models.unet import SpectralUNet
 def plan_features(model: SpectralUNet, plan: Plan) -> NDArray[np.float32]:
     """The rows of time features of an unconditional model for a plan, (N, F) float32."""
     if model.config.num_classes is not None or model.config.context_dim is not None:
-        raise UsageError("a class-conditional model has no features that depend on time alone", "sampling by class is not built yet")
+        raise UsageError(
+            "a class-conditional model has no features that depend on time alone", "sampling by class is not built yet"
+        )
     device = next(model.parameters()).device
     with torch.no_grad():
         features: NDArray[np.float32] = model.temporal(torch.from_numpy(plan.timestep).float().to(device)).cpu().numpy()

@@ -130,10 +130,11 @@ def _contract(model: SpectralUNet, plan: Plan, trajectories: Sequence[Trajectory
 
 def _card(name: str, checkpoint: Checkpoint, plan: Plan, programs: Sequence[Program]) -> str:
     header, provenance = checkpoint.header, checkpoint.header.provenance
+    channels, size, _ = header.model.sample_shape
     rows = "\n".join(f"| {program.name} | {program.target} | `{program.file}` |" for program in programs)
     return f"""# {name}
 
-A denoiser exported by edge-sd {versions()["edge-sd"]}: {header.model.image_size}×{header.model.image_size}×{header.model.in_channels},
+A denoiser exported by edge-sd {versions()["edge-sd"]}: {size}×{size}×{channels},
 width {header.model.width}, wavelet gating {"on" if header.model.gating else "off"}, {header.prediction}-prediction.
 
 * Made by `edge-sd {provenance.made_by}`, {provenance.steps} steps on {provenance.data or "data not stated"}.

@@ -44,7 +44,9 @@ class OnnxTarget(Target):
                     verbose=False,
                 )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise EdgeSDError(f"the ONNX export failed: {error}", "edge-sd doctor shows the versions that were tested together") from error
+            raise EdgeSDError(
+                f"the ONNX export failed: {error}", "edge-sd doctor shows the versions that were tested together"
+            ) from error
         if exported is None:
             raise EdgeSDError("the ONNX export returned nothing")
         exported.model.metadata_props["edge_sd.contract"] = contract.model_dump_json()

@@ -78,7 +78,9 @@ def check_parity(
     """Compare a runtime with the bundle's golden trajectories; it passes if every teacher-forced step reaches the gate."""
     runtime = find_runtime(runtime_name)
     session = runtime.load(bundle, threads)
-    return compare(bundle.path.name, runtime_name, runtime.available().detail, session, bundle.plan, bundle.golden, gate_db, observe)
+    return compare(
+        bundle.path.name, runtime_name, runtime.available().detail, session, bundle.plan, bundle.golden, gate_db, observe
+    )
 
 
 def compare(
@@ -105,7 +107,12 @@ def compare(
         final_snr.append(snr_db(reference.final, own.final))
         final_psnr.append(psnr_db(reference.final, own.final))
     steps = tuple(
-        StepParity(row=row, timestep=float(plan.timestep[row]), teacher_forced_db=forced[:, row].min(), free_running_db=free[:, row].min())
+        StepParity(
+            row=row,
+            timestep=float(plan.timestep[row]),
+            teacher_forced_db=forced[:, row].min(),
+            free_running_db=free[:, row].min(),
+        )
         for row in range(len(plan))
     )
     return ParityResult(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -18,6 +19,10 @@ from edge_sd.models import ModelConfig
 from edge_sd.models.unet import SpectralUNet
 
 torch.set_num_threads(1)  # sums of one order: weights can be compared to the bit
+
+# How long an example takes says nothing on a machine that is shared.
+hypothesis.settings.register_profile("edge-sd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("edge-sd")
 
 MakeModel = Callable[..., SpectralUNet]
 
@@ -36,7 +41,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
 def tiny_config() -> ModelConfig:
     """16 px, two levels, gated, attention on the lower level and in the middle; some 36 thousand parameters."""
     return ModelConfig(
-        image_size=16, width=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, norm_groups=8, gating=True
+        image_size=16, width=8, multipliers=(1, 2), blocks=1, attention=(2,), head_channels=8, norm_groups=4, gating=True
     )
 
 

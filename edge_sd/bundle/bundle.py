@@ -50,7 +50,9 @@ def open_bundle(path: Path) -> Bundle:
         if not file.is_file() or file.is_symlink():
             raise EdgeSDError(f"{path}: {name} is missing", "copy or export the bundle again")
         if file.stat().st_size != entry.bytes or sha256(file) != entry.sha256:
-            raise EdgeSDError(f"{path}: {name} has changed since it was exported (its SHA-256 differs)", "copy or export the bundle again")
+            raise EdgeSDError(
+                f"{path}: {name} has changed since it was exported (its SHA-256 differs)", "copy or export the bundle again"
+            )
     plan = load_plan(path / PLAN)
     if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
         raise EdgeSDError(f"{path}: the plan is of another schedule or prediction than the model")

@@ -10,7 +10,13 @@ from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.models.config import ModelConfig
 
-MANIFEST, PLAN, GOLDEN, CARD, REFERENCE = "manifest.json", "plan.safetensors", "golden.safetensors", "README.md", "reference.safetensors"
+MANIFEST, PLAN, GOLDEN, CARD, REFERENCE = (
+    "manifest.json",
+    "plan.safetensors",
+    "golden.safetensors",
+    "README.md",
+    "reference.safetensors",
+)
 
 
 class _Frozen(BaseModel):

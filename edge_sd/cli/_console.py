@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield `update(done, total, note)`; on a terminal a bar with time left, elsewhere a line every ten seconds (both on stderr)."""
+    """Yield update(done, total, note): a bar with the time left on a terminal, elsewhere a line every ten seconds; on stderr."""
     if not sys.stderr.isatty():
         last = time.monotonic()
 

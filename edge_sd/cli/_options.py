@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from edge_sd.models import ModelConfig, Preset
 
 Data = Annotated[str, typer.Option("--data", help="Folder of images (sub-folders too), or 'dead-leaves', the built-in ones.")]
-Resize = Annotated[bool, typer.Option("--resize", help="Scale and crop images to the model's size; without it each must have that size.")]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Scale and crop images to the model's size; without it each must have that size.")
+]
 Count = Annotated[int, typer.Option("--count", help="How many dead leaves.", min=1)]
 MinRadius = Annotated[float, typer.Option("--min-radius", help="Smallest disc of the dead leaves, in pixels.")]
 PresetName = Annotated[str, typer.Option("--preset", help="Model to train: edge-sd list presets.")]
@@ -26,7 +28,9 @@ SampleEvery = Annotated[int, typer.Option("--sample-every", help="Steps between 
 OutFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run. The same command goes on where it stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Solver = Annotated[str, typer.Option("--solver", help="edge-sd list solvers.")]
-Spacing = Annotated[str | None, typer.Option("--spacing", help="leading, trailing, linspace or quadratic; the solver's own if left out.")]
+Spacing = Annotated[
+    str | None, typer.Option("--spacing", help="leading, trailing, linspace or quadratic; the solver's own if left out.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -51,4 +55,6 @@ def model_of(preset_name: str, size: int | None) -> "tuple[Preset, ModelConfig]"
     preset = PRESETS[preset_name]
     if size is None:
         return preset, preset.config
-    return preset, validated(ModelConfig, {**preset.config.model_dump(), "image_size": size}, f"preset {preset_name} at --size {size}")
+    return preset, validated(
+        ModelConfig, {**preset.config.model_dump(), "image_size": size}, f"preset {preset_name} at --size {size}"
+    )

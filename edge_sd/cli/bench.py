@@ -10,12 +10,16 @@ from edge_sd.cli import _options as option
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Bundle NAME.edgesd.")],
-    runtime: Annotated[list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="edge-sd list devices.")] = "host",
     threads: option.Threads = None,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the timed ones.", min=1)] = 10,
     iterations: Annotated[int, typer.Option("--iterations", help="Timed calls.", min=1)] = 100,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")
+    ] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Time a bundle's denoiser on inputs of its golden trajectories, in a process of its own.

@@ -32,7 +32,7 @@ def distill(
 ) -> None:
     """Distil a student from a teacher (Spectral Diffusion, 2211.17106). Killed at any moment, the same command goes on.
 
-    Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ --resize -o runs/student
+    Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ -o runs/student
     """
     from edge_sd.checkpoint import load_checkpoint
     from edge_sd.cli._console import progress, say
@@ -52,10 +52,15 @@ def distill(
         "training settings",
     )  # fmt: skip
     distillation = validated(
-        DistillConfig, {"spatial_weight": spatial_weight, "frequency_weight": frequency_weight, "alpha": alpha}, "distillation settings"
+        DistillConfig,
+        {"spatial_weight": spatial_weight, "frequency_weight": frequency_weight, "alpha": alpha},
+        "distillation settings",
     )
     followed = load_checkpoint(teacher)
-    images = option.read_data(validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"), model.image_size)
+    images = option.read_data(
+        validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"),
+        model.image_size,
+    )
     with progress(f"distilling {preset}") as update:
         distill_from(
             model, followed, images, config, distillation, output, overwrite=overwrite,

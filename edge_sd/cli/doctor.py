@@ -55,7 +55,11 @@ def _machine() -> list[Finding]:
     memory = psutil.virtual_memory()
     return [
         Finding("python", "ok", f"{platform.python_version()}, {sys.executable}"),
-        Finding("cores", "ok", f"{psutil.cpu_count(logical=False) or os.cpu_count()} cores, {os.cpu_count()} threads, {platform.machine()}"),
+        Finding(
+            "cores",
+            "ok",
+            f"{psutil.cpu_count(logical=False) or os.cpu_count()} cores, {os.cpu_count()} threads, {platform.machine()}",
+        ),
         Finding("memory", "ok", f"{memory.total / 2**30:.1f} GiB, {memory.available / 2**30:.1f} GiB free"),
     ]
 
@@ -70,7 +74,14 @@ def _packages() -> list[Finding]:
     findings: dict[str, Finding] = {}
     for line in requires("edge-sd") or []:
         requirement = Requirement(line)
-        extra = next((name for name in ("executorch", "coreml", "nncf") if requirement.marker and requirement.marker.evaluate({"extra": name})), None)
+        extra = next(
+            (
+                name
+                for name in ("executorch", "coreml", "nncf")
+                if requirement.marker and requirement.marker.evaluate({"extra": name})
+            ),
+            None,
+        )
         needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if (not needed and extra is None) or requirement.name in findings:
             continue
@@ -87,7 +98,10 @@ def _packages() -> list[Finding]:
             continue
         tested = requirement.specifier.contains(found, prereleases=True)
         findings[requirement.name] = Finding(
-            requirement.name, "ok" if tested else "untested", found if tested else f"{found}, tested: {requirement.specifier}", "" if tested else remedy
+            requirement.name,
+            "ok" if tested else "untested",
+            found if tested else f"{found}, tested: {requirement.specifier}",
+            "" if tested else remedy,
         )
     return list(findings.values())
 

@@ -34,13 +34,19 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: 
 
     table = Table(title=kind.value)
     for title in rows[0]:
-        table.add_column(title, justify="right" if isinstance(rows[0][title], float) or " M" in title or " G" in title else "left")
+        table.add_column(
+            title, justify="right" if isinstance(rows[0][title], float) or " M" in title or " G" in title else "left"
+        )
     for row in rows:
-        table.add_row(*("–" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(
+            *("–" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values())
+        )
     console = Console()
     console.print(table)
     if kind is Kind.presets:
-        console.print("MACs of one call at batch 1, without attention's two matrix products (as papers count) and with them (+attn).")
+        console.print(
+            "MACs of one call at batch 1, without attention's two matrix products (as papers count) and with them (+attn)."
+        )
 
 
 def _presets() -> list[dict[str, Any]]:

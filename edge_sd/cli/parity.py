@@ -1,19 +1,26 @@
 """`edge-sd parity`: does an exported program draw what the reference draws?"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge_sd.cli import _options as option
 
+if TYPE_CHECKING:
+    from edge_sd.runtimes.parity import ParityResult
+
 
 def parity(
     bundle: Annotated[Path, typer.Argument(help="Bundle NAME.edgesd.")],
-    runtime: Annotated[list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")
+    ] = None,
     gate: Annotated[float, typer.Option("--gate", help="Lowest decibels allowed at any teacher-forced step.")] = 80.0,
     threads: option.Threads = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")
+    ] = None,
     as_json: option.AsJson = False,
 ) -> None:
     """Compare a runtime with the golden trajectories at every step; exit code 3 where it falls below the gate.
@@ -33,7 +40,9 @@ def parity(
     results = []
     for name in names:
         with progress(f"parity of {name}") as update:
-            results.append(check_parity(opened, name, gate_db=gate, threads=threads, observe=lambda done, total: update(done, total, "")))  # noqa: B023
+            results.append(
+                check_parity(opened, name, gate_db=gate, threads=threads, observe=lambda done, total: update(done, total, ""))
+            )
     if output is not None:
         write_model(output, results[0])
     if as_json:
@@ -45,7 +54,7 @@ def parity(
         raise ParityError("; ".join(result.verdict for result in failed), "look at the steps above; a lower --gate only hides it")
 
 
-def _print_tables(results: "list") -> None:  # type: ignore[type-arg]
+def _print_tables(results: "list[ParityResult]") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -57,6 +66,7 @@ def _print_tables(results: "list") -> None:  # type: ignore[type-arg]
         for step in result.steps:
             table.add_row(str(step.row), f"{step.timestep:g}", f"{step.teacher_forced_db:.1f}", f"{step.free_running_db:.1f}")
         console.print(table)
-        console.print(f"final image: SNR {result.final_snr_db:.1f} dB, PSNR {result.final_psnr_db:.1f} dB (worst of {result.trajectories}; 200 is equal bit for bit)")
+        final = f"SNR {result.final_snr_db:.1f} dB, PSNR {result.final_psnr_db:.1f} dB"
+        console.print(f"final image: {final} (worst of {result.trajectories}; 200 is equal bit for bit)")
         console.print(f"SNR = {result.definitions['snr_db']}; PSNR = {result.definitions['psnr_db']}", markup=False)
         console.print(result.verdict)

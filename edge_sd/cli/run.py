@@ -1,14 +1,11 @@
 """`edge-sd run`: all of it, from one configuration."""
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-from edge_sd.cli import _options as option
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def run(
@@ -21,10 +18,10 @@ def run(
     Example: edge-sd run demo -o out/demo
     """
     from edge_sd.cli._console import say
+    from edge_sd.files import read_model
     from edge_sd.pipeline.config import load_config
     from edge_sd.pipeline.run import Run
     from edge_sd.report.data import RunReport
-    from edge_sd.files import read_model
     from edge_sd.report.render import HTML, JSON, summary
 
     loaded = load_config(config)
@@ -45,26 +42,26 @@ class _StageBars:
 
     def __init__(self) -> None:
         self._label = ""
-        self._bar: "Callable[[int, int, str], None] | None" = None
-        self._context = None
+        self._bars = ExitStack()
+        self._update: Callable[[int, int, str], None] | None = None
 
     def stage(self, name: str, state: str) -> None:
+        """Say that a stage begins, or was done before."""
         from edge_sd.cli._console import say
 
         self.close()
         say(f"{name}: {state}")
 
     def update(self, label: str, done: int, total: int, note: str) -> None:
+        """Move the bar named `label`, a new one if the last had another name."""
         from edge_sd.cli._console import progress
 
-        if label != self._label:
+        if label != self._label or self._update is None:
             self.close()
-            self._label, self._context = label, progress(label)
-            self._bar = self._context.__enter__()
-        if self._bar is not None:
-            self._bar(done, total, note)
+            self._label, self._update = label, self._bars.enter_context(progress(label))
+        self._update(done, total, note)
 
     def close(self) -> None:
-        if self._context is not None:
-            self._context.__exit__(None, None, None)
-        self._label, self._context, self._bar = "", None, None
+        """End the bar, if there is one."""
+        self._bars.close()
+        self._label, self._update = "", None

@@ -22,7 +22,9 @@ def sample(
     steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20, or a bundle's own plan.")] = None,
     spacing: option.Spacing = None,
     eta: Annotated[float, typer.Option("--eta", help="Share of fresh noise, for ddim.")] = 0.0,
-    runtime: Annotated[str | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime for a bundle, torch for a checkpoint.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime for a bundle, torch for a checkpoint.")
+    ] = None,
     threads: option.Threads = None,
     seed: option.Seed = 0,
     scale: Annotated[int, typer.Option("--scale", help="Enlarge each pixel so many times.", min=1)] = 1,
@@ -40,7 +42,12 @@ def sample(
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     plan_choice = None
     if any((solver, steps is not None, spacing, eta)):
-        plan_choice = {"solver": solver or _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS if steps is None else steps, "spacing": spacing, "eta": eta}
+        plan_choice = {
+            "solver": solver or _DEFAULT_SOLVER,
+            "steps": _DEFAULT_STEPS if steps is None else steps,
+            "spacing": spacing,
+            "eta": eta,
+        }
     with progress("sampling") as update:
 
         def observe(done: int, total: int) -> None:
@@ -57,7 +64,12 @@ def sample(
 
 
 def _from_checkpoint(
-    path: Path, plan_choice: "dict[str, object] | None", threads: int | None, seed: int, count: int, observe: Callable[[int, int], None]
+    path: Path,
+    plan_choice: "dict[str, object] | None",
+    threads: int | None,
+    seed: int,
+    count: int,
+    observe: Callable[[int, int], None],
 ) -> "np.ndarray":
     import torch
 

@@ -43,7 +43,10 @@ def train(
         },
         "training settings",
     )  # fmt: skip
-    images = option.read_data(validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"), model.image_size)
+    images = option.read_data(
+        validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"),
+        model.image_size,
+    )
     with progress(f"training {preset}") as update:
         fit(
             model, SCHEDULES[chosen.schedule], chosen.prediction, images, config, output, overwrite=overwrite,

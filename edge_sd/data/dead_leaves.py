@@ -43,4 +43,5 @@ def dead_leaves(seed: int, index: int, size: int, min_radius: float = 1.0) -> ND
             canvas[top:bottom, left:right][disc] = colour
             window[disc] = False
     fine = canvas.reshape(size, _SUPERSAMPLING, size, _SUPERSAMPLING, 3)
-    return np.rint(fine.mean((1, 3))).astype(np.uint8)
+    image: NDArray[np.uint8] = np.rint(fine.mean((1, 3))).astype(np.uint8)
+    return image

@@ -106,6 +106,8 @@ def _decode(path: Path, size: int, resize: bool) -> NDArray[np.uint8]:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if image.size != (size, size):
         if not resize:
-            raise EdgeSDError(f"{path} is {image.width}×{image.height}, and the model takes {size}×{size}", "give --resize to scale and crop")
+            raise EdgeSDError(
+                f"{path} is {image.width}×{image.height}, and the model takes {size}×{size}", "give --resize to scale and crop"
+            )
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)

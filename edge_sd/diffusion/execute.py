@@ -35,13 +35,15 @@ def execute(
     Returns:
         The sample after the last row, of x's shape and dtype.
     """
-    base, memory = x, []  # memory: newest first
+    base = x
+    memory: list[Array] = []  # newest first
     for row in range(len(plan)):
         p, q, u, a, a_next, c = (float(plan.columns[name][row]) for name in ("p", "q", "u", "a", "a_next", "c"))
         e = program(x, row)
         if observe:
             observe(row, x, e)
-        memory = [p * x + q * e, *memory][: plan.header.history]
+        memory.insert(0, p * x + q * e)
+        del memory[plan.header.history :]
         base = u * x + a * base
         for weight, m in zip(plan.columns["b"][row].tolist(), memory, strict=False):
             base = base + weight * m

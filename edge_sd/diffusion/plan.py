@@ -96,8 +96,8 @@ def load_plan(path: Path) -> Plan:
 def _check(plan: Plan) -> None:
     header, columns = plan.header, plan.columns
     rows = len(columns.get("timestep", ()))
-    expected: dict[str, tuple[tuple[int, ...], type]] = {name: ((rows,), np.float64) for name in _VECTORS}
-    expected |= {name: ((rows, header.history), np.float64) for name in _MATRICES}
+    expected: dict[str, tuple[tuple[int, ...], type]] = dict.fromkeys(_VECTORS, ((rows,), np.float64))
+    expected |= dict.fromkeys(_MATRICES, ((rows, header.history), np.float64))
     expected["program"] = ((rows,), np.int64)
     if header.feature_width:
         expected["features"] = ((rows, header.feature_width), np.float32)

@@ -21,7 +21,7 @@ class NoiseSchedule(BaseModel):
     continuous and strictly decreasing.
 
     Attributes:
-        kind: "linear" β (DDPM, 2006.11239), "scaled_linear" √β (latent diffusion, 2112.10752) or "cosine" ᾱ (2102.09672, β ≤ 0.999).
+        kind: "linear" β (DDPM, 2006.11239), "scaled_linear" √β (latent diffusion, 2112.10752) or "cosine" ᾱ (2102.09672).
         beta_start, beta_end: of the first two kinds.
         timesteps: T, the number of timesteps it was trained with.
     """

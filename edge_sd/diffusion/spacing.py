@@ -24,10 +24,12 @@ def timesteps(spacing: str, total: int, steps: int, *, includes_end: bool) -> ND
         UsageError: no such spacing, or steps outside 1 … T.
     """
     if steps < 1 or steps > total:
-        raise UsageError(f"{steps} steps: a plan needs at least 1 and at most the schedule's {total}", f"--steps 20, or any from 1 to {total}")
+        raise UsageError(
+            f"{steps} steps: a plan needs at least 1 and at most the schedule's {total}", f"--steps 20, or any from 1 to {total}"
+        )
     points = steps if includes_end else steps + 1
     if spacing == "leading":
-        grid = np.arange(points) * (total // points)
+        grid: NDArray[np.floating] = np.arange(points) * float(total // points)
     elif spacing == "trailing":
         grid = np.sort(np.round(np.arange(total, 0, -total / steps))[:steps] - 1)
     elif spacing == "linspace":
@@ -39,5 +41,7 @@ def timesteps(spacing: str, total: int, steps: int, *, includes_end: bool) -> ND
         raise UsageError(f"unknown spacing {spacing!r}", f"one of {', '.join(SPACINGS)}")
     times = np.sort(grid.astype(np.float64))[::-1][:steps].copy()
     if (np.diff(times) >= 0).any():
-        raise UsageError(f"{spacing} spacing cannot place {steps} different timesteps among {total}", "fewer steps, or --spacing trailing")
+        raise UsageError(
+            f"{spacing} spacing cannot place {steps} different timesteps among {total}", "fewer steps, or --spacing trailing"
+        )
     return times

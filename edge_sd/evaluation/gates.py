@@ -28,7 +28,9 @@ def gate_means(model: SpectralUNet, plan: Plan, *, seed: int = 0, count: int = 4
 
                 handles.append(module.register_forward_hook(keep))
     features = torch.from_numpy(plan_features(model, plan))
-    noise = {row: torch.from_numpy(gaussian_batch(seed, range(count), row, model.config.sample_shape)) for row in range(-1, len(plan))}
+    noise = {
+        row: torch.from_numpy(gaussian_batch(seed, range(count), row, model.config.sample_shape)) for row in range(-1, len(plan))
+    }
     try:
         with torch.no_grad():
             execute(plan, lambda x, row: model.denoise(x, features[row].expand(count, -1)), noise[-1], noise.__getitem__)

@@ -44,8 +44,9 @@ class WaveletDown(nn.Module):
         self.dwt = DWT2(channels, wavelet)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = self.dwt(x) * self.gate(x)
-        return gated.unflatten(1, (-1, len(SUBBANDS))).sum(2)
+        gated: Tensor = self.dwt(x) * self.gate(x)
+        out: Tensor = gated.unflatten(1, (-1, len(SUBBANDS))).sum(2)
+        return out
 
 
 class WaveletUp(nn.Module):

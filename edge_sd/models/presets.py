@@ -27,9 +27,13 @@ class Preset:
     published: Published | None = None
 
 
-def _family(about: str, base: dict[str, object], schedule: str, widths: dict[str, tuple[int, bool, Published]]) -> dict[str, Preset]:
+def _family(
+    about: str, base: dict[str, object], schedule: str, widths: dict[str, tuple[int, bool, Published]]
+) -> dict[str, Preset]:
     return {
-        name: Preset(ModelConfig.model_validate({**base, "width": width, "gating": gating}), schedule, "epsilon", about, published)
+        name: Preset(
+            ModelConfig.model_validate({**base, "width": width, "gating": gating}), schedule, "epsilon", about, published
+        )
         for name, (width, gating, published) in widths.items()
     }
 
@@ -57,7 +61,9 @@ _CHURCH: dict[str, object] = {
 }
 
 
-def _small(size: int, width: int, multipliers: tuple[int, ...], attention: tuple[int, ...], blocks: int, gating: bool, groups: int = 8) -> ModelConfig:
+def _small(
+    size: int, width: int, multipliers: tuple[int, ...], attention: tuple[int, ...], blocks: int, gating: bool, groups: int = 8
+) -> ModelConfig:
     return ModelConfig(
         image_size=size, width=width, multipliers=multipliers, attention=attention, blocks=blocks, gating=gating,
         norm_groups=groups, head_channels=16,

@@ -4,15 +4,27 @@
 `forward` is their composition. Architecture: 2112.10752; gating: 2211.17106.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sd.errors import UsageError
-from edge_sd.models.blocks import ConvDown, ConvUp, PixelUp, PoolDown, ResBlock, SelfAttention, SpatialTransformer, group_norm, sinusoid, zeroed
+from edge_sd.models.blocks import (
+    ConvDown,
+    ConvUp,
+    PixelUp,
+    PoolDown,
+    ResBlock,
+    SelfAttention,
+    SpatialTransformer,
+    group_norm,
+    sinusoid,
+    zeroed,
+)
 from edge_sd.models.config import ModelConfig
 from edge_sd.models.gating import WaveletDown, WaveletUp
 
@@ -50,6 +62,12 @@ class Temporal(nn.Module):
                 raise UsageError(f"this model needs a context of {config.context_tokens} tokens of {config.context_dim}")
             context = self.classes(y)
         return torch.cat([rows, context.flatten(1)], dim=1)
+
+
+class _AttentionShape(TypedDict):
+    groups: int
+    heads: int | None
+    head_channels: int | None
 
 
 class UNetLayer(nn.Module):
@@ -92,11 +110,15 @@ class SpectralUNet(nn.Module):
                 self.down.append(self._resample(channels, "down"))
                 skips.append(channels)
                 factor *= 2
-        self.middle = nn.ModuleList([self._layer(channels, channels, attention=True), self._layer(channels, channels, attention=False)])
+        self.middle = nn.ModuleList(
+            [self._layer(channels, channels, attention=True), self._layer(channels, channels, attention=False)]
+        )
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
             for _ in range(config.blocks + 1):
-                self.up.append(self._layer(channels + skips.pop(), config.width * multiplier, attention=factor in config.attention))
+                self.up.append(
+                    self._layer(channels + skips.pop(), config.width * multiplier, attention=factor in config.attention)
+                )
                 channels = config.width * multiplier
             if level:
                 self.up.append(self._resample(channels, "up"))
@@ -108,10 +130,15 @@ class SpectralUNet(nn.Module):
 
     # Construction
 
-    def _block(self, channels: int, out_channels: int, resample: partial[nn.Module] | None = None) -> ResBlock:
+    def _block(self, channels: int, out_channels: int, resample: Callable[[int], nn.Module] | None = None) -> ResBlock:
         config = self.config
         block = ResBlock(
-            channels, out_channels, groups=config.norm_groups, scale_shift=config.scale_shift, dropout=config.dropout, resample=resample
+            channels,
+            out_channels,
+            groups=config.norm_groups,
+            scale_shift=config.scale_shift,
+            dropout=config.dropout,
+            resample=resample,
         )
         self._rows.append(block.feature_width)
         return block
@@ -121,21 +148,20 @@ class SpectralUNet(nn.Module):
         block = self._block(channels, out_channels)
         if not attention:
             return UNetLayer(block, None)
-        shape = {"groups": config.norm_groups, "heads": config.heads, "head_channels": config.head_channels}
+        shape = _AttentionShape(groups=config.norm_groups, heads=config.heads, head_channels=config.head_channels)
         if config.context_dim is None:
-            return UNetLayer(block, SelfAttention(out_channels, **shape))  # type: ignore[arg-type]
-        transformer = SpatialTransformer(
-            out_channels, **shape, context_dim=config.context_dim, depth=config.transformer_depth  # type: ignore[arg-type]
+            return UNetLayer(block, SelfAttention(out_channels, **shape))
+        return UNetLayer(
+            block, SpatialTransformer(out_channels, **shape, context_dim=config.context_dim, depth=config.transformer_depth)
         )
-        return UNetLayer(block, transformer)
 
     def _resample(self, channels: int, way: str) -> nn.Module:
         """Gating replaces the resampling convolution or, where a residual block resamples, the pooling inside of it."""
         down = way == "down"
-        gated = partial(WaveletDown if down else WaveletUp, wavelet=self.config.wavelet)
+        gated: Callable[[int], nn.Module] = partial(WaveletDown if down else WaveletUp, wavelet=self.config.wavelet)
         if self.config.resample == "block":
             plain = PoolDown if down else PixelUp
-            return self._block(channels, channels, gated if self.config.gating else partial(lambda _: plain()))
+            return self._block(channels, channels, gated if self.config.gating else lambda _: plain())
         if self.config.gating:
             return gated(channels)
         return ConvDown(channels) if down else ConvUp(channels)
@@ -155,7 +181,10 @@ class SpectralUNet(nn.Module):
         """`denoise`, and the last feature map at each resolution: {"encoder 32", …, "middle", "decoder 32", …} → (B, c, h, w)."""
         config = self.config
         if x.shape[-2] % 2 ** (config.levels - 1) or x.shape[-1] % 2 ** (config.levels - 1):
-            raise UsageError(f"a sample of {x.shape[-2]}×{x.shape[-1]} cannot be halved {config.levels - 1} times", "use a multiple of the last level's factor")
+            raise UsageError(
+                f"a sample of {x.shape[-2]}×{x.shape[-1]} cannot be halved {config.levels - 1} times",
+                "use a multiple of the last level's factor",
+            )
         rows = iter(features[:, : sum(self._rows)].split(self._rows, dim=1))
         context = None
         if config.context_dim is not None:

@@ -24,15 +24,22 @@ def _filter_bank(wavelet: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         bank = pywt.Wavelet(wavelet)
     except ValueError as error:
-        raise UsageError(f"unknown wavelet {wavelet!r}", "one of pywt.wavelist(kind='discrete'), for instance haar, db2, bior2.2") from error
+        raise UsageError(
+            f"unknown wavelet {wavelet!r}", "one of pywt.wavelist(kind='discrete'), for instance haar, db2, bior2.2"
+        ) from error
     if not (bank.orthogonal or bank.biorthogonal):
-        raise UsageError(f"wavelet {wavelet!r} is neither orthogonal nor biorthogonal, so it has no inverse", "for instance haar, db2 or bior2.2")
-    # Convolution in torch is correlation: the analysis taps are turned round; a transposed one spreads the synthesis taps as they are.
+        raise UsageError(
+            f"wavelet {wavelet!r} is neither orthogonal nor biorthogonal, so it has no inverse",
+            "for instance haar, db2 or bior2.2",
+        )
+    # Convolution in torch is correlation: so analysis taps are turned round; a transposed one spreads synthesis taps as they are.
     low, high = (np.array(taps[::-1]) for taps in (bank.dec_lo, bank.dec_hi))
     low_inverse, high_inverse = np.array(bank.rec_lo), np.array(bank.rec_hi)
     analysis = [np.outer(rows, columns) for rows in (low, high) for columns in (low, high)]
     synthesis = [np.outer(rows, columns) for rows in (low_inverse, high_inverse) for columns in (low_inverse, high_inverse)]
-    return np.stack([analysis[0], analysis[2], analysis[1], analysis[3]]), np.stack([synthesis[0], synthesis[2], synthesis[1], synthesis[3]])
+    return np.stack([analysis[0], analysis[2], analysis[1], analysis[3]]), np.stack(
+        [synthesis[0], synthesis[2], synthesis[1], synthesis[3]]
+    )
 
 
 def _kernel(kernels: np.ndarray, channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:

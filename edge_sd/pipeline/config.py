@@ -124,7 +124,9 @@ def load_config(path: str | Path) -> RunConfig:
     try:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}", f"a YAML file, or a built-in one: {', '.join(BUILT_IN)}") from error
+        raise UsageError(
+            f"cannot read {file}: {error.strerror or error}", f"a YAML file, or a built-in one: {', '.join(BUILT_IN)}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise EdgeSDError(f"{file} is not YAML: {error}") from error
     if not isinstance(values, dict):

@@ -90,7 +90,9 @@ class Run:
                 raise UsageError(f"unknown target {name!r}", f"one of {', '.join(targets())}")
         for name in (*config.parity.runtimes, *config.bench.runtimes):
             if find_runtime(name).target not in (*config.export.targets, "torch"):
-                raise UsageError(f"runtime {name} runs the target {runtimes()[name].target}, which is not exported", "add it to export.targets")
+                raise UsageError(
+                    f"runtime {name} runs the target {runtimes()[name].target}, which is not exported", "add it to export.targets"
+                )
         solver = solvers().get(config.sample.solver)
         if solver is None:
             raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
@@ -104,13 +106,17 @@ class Run:
 
     @cached_property
     def _data(self) -> ImageData:
-        return open_data(self.config.data, self.config.student.config.image_size, lambda done, total: self.update("images", done, total, ""))
+        return open_data(
+            self.config.data, self.config.student.config.image_size, lambda done, total: self.update("images", done, total, "")
+        )
 
     def _data_key(self) -> dict[str, str]:
         """Stands for the images without decoding them."""
         data = self.config.data
         if data.kind == "folder":
-            files = {str(path): (stat.st_size, stat.st_mtime_ns) for path in image_paths(Path(data.source)) for stat in (path.stat(),)}
+            files = {
+                str(path): (stat.st_size, stat.st_mtime_ns) for path in image_paths(Path(data.source)) for stat in (path.stat(),)
+            }
             return {"data": fingerprint(files)}
         return {"data": fingerprint(data.model_dump())}
 
@@ -126,10 +132,16 @@ class Run:
                 self._data_key(),
                 [self.teacher_path],
                 lambda: fit(
-                    section.config, SCHEDULES[preset.schedule], preset.prediction, self._data, section.train, self.teacher_path.parent,
-                    overwrite=self.overwrite, observe=lambda p: self._trained("teacher", p),
+                    section.config,
+                    SCHEDULES[preset.schedule],
+                    preset.prediction,
+                    self._data,
+                    section.train,
+                    self.teacher_path.parent,
+                    overwrite=self.overwrite,
+                    observe=lambda p: self._trained("teacher", p),
                 ),
-            )  # fmt: skip
+            )
         student = config.student
         self.stages.run(
             "student",
@@ -137,10 +149,16 @@ class Run:
             {**self._data_key(), "teacher": hash_of(self.teacher_path)},
             [self.student_path],
             lambda: distill(
-                student.config, load_checkpoint(self.teacher_path), self._data, student.train, student.distill, self.student_path.parent,
-                overwrite=self.overwrite, observe=lambda p: self._trained("student", p),
+                student.config,
+                load_checkpoint(self.teacher_path),
+                self._data,
+                student.train,
+                student.distill,
+                self.student_path.parent,
+                overwrite=self.overwrite,
+                observe=lambda p: self._trained("student", p),
             ),
-        )  # fmt: skip
+        )
 
     def _trained(self, stage: str, progress: Progress) -> None:
         self.update(stage, progress.step, progress.steps, str(progress))
@@ -155,7 +173,11 @@ class Run:
                 observe=lambda what: self.update("export", 0, 1, what),
             )  # fmt: skip
 
-        settings = {"export": export.model_dump(mode="json"), "sample": sample.model_dump(mode="json", exclude={"count"}), "name": self.config.name}
+        settings = {
+            "export": export.model_dump(mode="json"),
+            "sample": sample.model_dump(mode="json", exclude={"count"}),
+            "name": self.config.name,
+        }
         self.stages.run("export", settings, {"student": hash_of(self.student_path)}, [self.bundle_path], action)
 
     def sample_paths(self) -> dict[str, Path]:
@@ -164,10 +186,22 @@ class Run:
         return {role: self.out / "samples" / f"{role}.safetensors" for role in roles}
 
     def _sample(self) -> None:
-        inputs = {"teacher": hash_of(self.teacher_path), "student": hash_of(self.student_path), "bundle": hash_of(self.bundle_path)}
+        inputs = {
+            "teacher": hash_of(self.teacher_path),
+            "student": hash_of(self.student_path),
+            "bundle": hash_of(self.bundle_path),
+        }
         paths = self.sample_paths()
-        outputs = [*paths.values(), *(path.with_suffix(".png") for path in paths.values()), self.out / "samples" / "gates.safetensors"]
-        settings = {"sample": self.config.sample.model_dump(mode="json"), "data": self._data_key(), "runtimes": list(self.config.parity.runtimes)}
+        outputs = [
+            *paths.values(),
+            *(path.with_suffix(".png") for path in paths.values()),
+            self.out / "samples" / "gates.safetensors",
+        ]
+        settings = {
+            "sample": self.config.sample.model_dump(mode="json"),
+            "data": self._data_key(),
+            "runtimes": list(self.config.parity.runtimes),
+        }
         self.stages.run("samples", settings, inputs, outputs, self._draw_samples)
 
     def _draw_samples(self) -> None:
@@ -188,12 +222,18 @@ class Run:
             write_tensors(self.sample_paths()[role], {"samples": samples}, header)
             save_png(self.sample_paths()[role].with_suffix(".png"), grid(rgb(samples[:16]), scale=2))
         gates = gate_means(student.build(), bundle.plan, seed=choice.seed)
-        write_tensors(self.out / "samples" / "gates.safetensors", gates, SampleHeader(role="gates", seed=choice.seed, runtime="torch"))
+        write_tensors(
+            self.out / "samples" / "gates.safetensors", gates, SampleHeader(role="gates", seed=choice.seed, runtime="torch")
+        )
 
     def _from_torch(self, checkpoint: Checkpoint, label: str) -> np.ndarray:
         choice, header = self.config.sample, checkpoint.header
-        plan = compile_plan(header.noise_schedule, choice.steps, solver=choice.solver, prediction=header.prediction, spacing=choice.spacing)
-        return sample_model(checkpoint.build(), plan, seed=choice.seed, count=choice.count, observe=lambda d, t: self.update(label, d, t, ""))
+        plan = compile_plan(
+            header.noise_schedule, choice.steps, solver=choice.solver, prediction=header.prediction, spacing=choice.spacing
+        )
+        return sample_model(
+            checkpoint.build(), plan, seed=choice.seed, count=choice.count, observe=lambda d, t: self.update(label, d, t, "")
+        )
 
     def _parity(self) -> list[ParityResult]:
         section, inputs = self.config.parity, {"bundle": hash_of(self.bundle_path)}
@@ -202,7 +242,10 @@ class Run:
 
             def action(name: str = name, path: Path = path) -> None:
                 result = check_parity(
-                    open_bundle(self.bundle_path), name, gate_db=section.gate_db, observe=lambda d, t: self.update(f"parity of {name}", d, t, "")
+                    open_bundle(self.bundle_path),
+                    name,
+                    gate_db=section.gate_db,
+                    observe=lambda d, t: self.update(f"parity of {name}", d, t, ""),
                 )
                 write_model(path, result)
 
@@ -214,10 +257,16 @@ class Run:
         threads = section.threads or host.info().cores
         paths = {name: self.out / "bench" / f"{name}.json" for name in section.runtimes}
         for name, path in paths.items():
-            job = Job(bundle=str(self.bundle_path), runtime=name, threads=threads, warmup=section.warmup, iterations=section.iterations)
+            job = Job(
+                bundle=str(self.bundle_path), runtime=name, threads=threads, warmup=section.warmup, iterations=section.iterations
+            )
             inputs = {"bundle": hash_of(self.bundle_path), "device": fingerprint(host.info().model_dump())}
             self.stages.run(
-                f"bench-{name}", job.model_dump(exclude={"bundle"}), inputs, [path], lambda job=job, path=path: write_model(path, host.bench(job))  # type: ignore[misc]
+                f"bench-{name}",
+                job.model_dump(exclude={"bundle"}),
+                inputs,
+                [path],
+                lambda job=job, path=path: write_model(path, host.bench(job)),  # type: ignore[misc]
             )
         return [read_model(BenchResult, path) for path in paths.values()]
 

@@ -30,7 +30,9 @@ def write_report(report: RunReport, folder: Path) -> None:
     )
     write_text(
         folder / MARKDOWN,
-        _template("report.md.j2").render(**context, figures={name: f"figures/{name}.png" for name in drawn}, samples=report.samples),
+        _template("report.md.j2").render(
+            **context, figures={name: f"figures/{name}.png" for name in drawn}, samples=report.samples
+        ),
     )
     write_model(folder / JSON, report)
 
@@ -59,9 +61,10 @@ def summary(report: RunReport) -> list[str]:
     lines += [result.verdict[0].upper() + result.verdict[1:] + "." for result in report.parity]
     lines.append(f"The exported student's samples against the student's, same noise: PSNR {report.exported_psnr_db:.1f} dB.")
     for result in report.bench:
+        p50, p90 = result.latency.p50_ms, result.latency.p90_ms
         lines.append(
-            f"{result.job.runtime} on {result.device.processor}, {result.job.threads} threads: {result.latency.p50_ms:.2f} ms a step (p50; p90 "
-            f"{result.latency.p90_ms:.2f}), {result.latency.p50_ms * result.steps / 1e3:.2f} s an image of {result.steps} steps."
+            f"{result.job.runtime} on {result.device.processor}, {result.job.threads} threads: {p50:.2f} ms a step "
+            f"(p50; p90 {p90:.2f}), {p50 * result.steps:.0f} ms an image of {result.steps} steps."
         )
     return lines
 
@@ -69,7 +72,9 @@ def summary(report: RunReport) -> list[str]:
 def _template(name: str) -> Any:
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string((files("edge_sd.report") / "templates" / name).read_text("utf-8"))
 
 

@@ -57,6 +57,10 @@ def distill(
 
 def _refuse_conditions(model: ModelConfig) -> None:
     if model.num_classes is not None or model.context_dim is not None:
-        raise UsageError("images from a folder have no classes to train a class-conditional model with", "an unconditional preset")
+        raise UsageError(
+            "images from a folder have no classes to train a class-conditional model with", "an unconditional preset"
+        )
     if model.in_channels != 3:
-        raise UsageError(f"images have 3 channels, this model takes {model.in_channels}", "a preset in pixel space: edge-sd list presets")
+        raise UsageError(
+            f"images have 3 channels, this model takes {model.in_channels}", "a preset in pixel space: edge-sd list presets"
+        )

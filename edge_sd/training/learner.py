@@ -3,7 +3,7 @@
 The loss is computed inside `forward`, so that a wrapper for many processes sees one call and all parameters, aligners too.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,15 @@ class Learner(nn.Module):
         alpha_bar = torch.from_numpy(schedule.alpha_bar(np.arange(schedule.timesteps)))
         self.register_buffer("alpha", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - alpha_bar).sqrt().float(), persistent=False)
+
+    @property
+    def companions(self) -> tuple[nn.Module, ...]:
+        """Frozen modules that are no part of this one's state but work on the same device."""
+        return ()
+
+    def settings(self) -> dict[str, Any]:
+        """What, besides data and schedule, decides what is learnt; JSON-able."""
+        return {"model": self.model.config.model_dump(mode="json"), "prediction": self.prediction}
 
     def noised(self, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return x_t and what the model is to predict of it."""
@@ -57,20 +66,24 @@ class DistillLearner(Learner):
         if teacher.config.sample_shape != model.config.sample_shape:
             raise EdgeSDError(f"the teacher denoises {teacher.config.sample_shape}, the student {model.config.sample_shape}")
         self.distill = config
-        self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module's state
+        self._companions = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module's state
         theirs, ours = _tap_channels(teacher), _tap_channels(model)
         self.pairs = [name for name in ours if name in theirs]
         self.aligners = nn.ModuleList(nn.Conv2d(ours[name], theirs[name], 1) for name in self.pairs)
 
     @property
-    def teacher(self) -> SpectralUNet:
-        """The frozen teacher."""
-        return self._teacher[0]
+    def companions(self) -> tuple[SpectralUNet]:
+        """The teacher."""
+        return self._companions
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "distill": self.distill.model_dump(mode="json")}
 
     def forward(self, x0: Tensor, noise: Tensor, t: Tensor) -> dict[str, Tensor]:
         x_t, target = self.noised(x0, noise, t)
+        (teacher,) = self.companions
         with torch.no_grad():
-            goal, goal_taps = self.teacher.denoise_with_taps(x_t, self.teacher.temporal(t.float()))
+            goal, goal_taps = teacher.denoise_with_taps(x_t, teacher.temporal(t.float()))
         out, taps = self.model.denoise_with_taps(x_t, self.model.temporal(t.float()))
         differences = [(out - goal).float()]
         for name, aligner in zip(self.pairs, self.aligners, strict=True):

@@ -79,14 +79,18 @@ def train(
     accelerator = Accelerator()
     batch_share = _share(config.batch_size, accelerator.num_processes, accelerator.process_index)
     ema = copy.deepcopy(learner.model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        learner.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
     start = load_state(out / STATE, settings, learner, ema, optimizer) if (out / STATE).exists() else 0
     if accelerator.is_main_process:
         cut_metrics(out / METRICS, start)
-    learner.teacher.to(accelerator.device) if hasattr(learner, "teacher") else None
-    ema.to(accelerator.device)
+    for module in (ema, *learner.companions):
+        module.to(accelerator.device)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    autocast = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, accelerator.device))
+    autocast = torch.autocast(
+        accelerator.device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, accelerator.device)
+    )
     wrapped.train()
     began, last_good = time.perf_counter(), f"{out / STATE} (step {start})" if start else "none yet"
     with explained(out), (out / METRICS).open("a") as log:
@@ -96,7 +100,13 @@ def train(
                 group["lr"] = rate
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
             batch = draw_batch(
-                data.pixels, schedule, seed=config.seed, step=step, batch_size=config.batch_size, flip=config.flip, share=batch_share
+                data.pixels,
+                schedule,
+                seed=config.seed,
+                step=step,
+                batch_size=config.batch_size,
+                flip=config.flip,
+                share=batch_share,
             )
             with autocast:
                 terms: dict[str, Tensor] = wrapped(*(v.to(accelerator.device) for v in (batch.x0, batch.noise, batch.t)))
@@ -113,7 +123,14 @@ def train(
             observe(Progress(done, config.steps, values, speed))
             if not accelerator.is_main_process:
                 continue
-            record = {"step": done, **values, "loss": sum(values.values()), "gradient_norm": norm, "learning_rate": rate, "images_per_s": speed}
+            record = {
+                "step": done,
+                **values,
+                "loss": sum(values.values()),
+                "gradient_norm": norm,
+                "learning_rate": rate,
+                "images_per_s": speed,
+            }
             log.write(json.dumps({name: finite_or_none(value) for name, value in record.items()}) + "\n")
             if done % config.save_every == 0 and done < config.steps:
                 log.flush()
@@ -143,22 +160,22 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 # Helpers
 
 
-def _settings(learner: Learner, schedule: NoiseSchedule, data: ImageData, config: TrainConfig, provenance: Provenance) -> dict[str, Any]:
+def _settings(
+    learner: Learner, schedule: NoiseSchedule, data: ImageData, config: TrainConfig, provenance: Provenance
+) -> dict[str, Any]:
     """Everything that decides the result; how often it is saved or shown does not."""
     return {
         "made_by": provenance.made_by,
-        "model": learner.model.config.model_dump(mode="json"),
+        **learner.settings(),
         "noise_schedule": schedule.model_dump(mode="json"),
-        "prediction": learner.prediction,
         "train": config.model_dump(mode="json", exclude={"save_every", "sample_every"}),
-        **({"distill": learner.distill.model_dump(mode="json")} if hasattr(learner, "distill") else {}),
         "data_digest": data.digest,
         "parents": provenance.parents,
     }
@@ -169,7 +186,11 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> Checkpoint
     ours = {CHECKPOINT, STATE, METRICS, "samples"}
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "give a folder with -o")
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith(".")) if out.exists() else []
+    foreign = (
+        sorted(path.name for path in out.iterdir() if path.name not in ours and not path.name.startswith("."))
+        if out.exists()
+        else []
+    )
     if foreign:
         raise UsageError(f"{out} exists and is no training run: it holds {foreign[0]}", "choose another -o")
     if overwrite:

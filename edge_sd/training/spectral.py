@@ -23,10 +23,12 @@ def frequency_weights(x0: Tensor, size: tuple[int, int], config: DistillConfig) 
         magnitude = torch.fft.fft2(x0, norm="ortho").abs().mean(1, keepdim=True)
         mean = magnitude.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         omega = (magnitude / mean + config.omega_floor) ** config.alpha
-        return (omega / omega.mean((-2, -1), keepdim=True)).clamp_max(config.omega_max)
+        weights: Tensor = (omega / omega.mean((-2, -1), keepdim=True)).clamp_max(config.omega_max)
+        return weights
 
 
 def frequency_distance(difference: Tensor, omega: Tensor) -> Tensor:
     """Mean of ω·|F(difference)|² over everything; difference (B, C, h, w) real, omega (B, 1, h, w). A scalar."""
     spectrum = torch.fft.fft2(difference.float(), norm="ortho")
-    return (omega * (spectrum.real**2 + spectrum.imag**2)).mean()
+    distance: Tensor = (omega * (spectrum.real**2 + spectrum.imag**2)).mean()
+    return distance

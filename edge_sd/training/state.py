@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from edge_sd.errors import EdgeSDError
-from edge_sd.files import read_tensors, tensors_digest, write_text, write_tensors
+from edge_sd.files import read_tensors, tensors_digest, write_tensors, write_text
 
 
 class StateHeader(BaseModel):
@@ -26,7 +26,9 @@ class StateHeader(BaseModel):
     digest: str
 
 
-def save_state(path: Path, step: int, settings: dict[str, Any], learner: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_state(
+    path: Path, step: int, settings: dict[str, Any], learner: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
     """Write everything the next step depends on, atomically. Random numbers need no place: they are functions of the step."""
     tensors = {f"learner.{name}": value for name, value in learner.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
@@ -54,9 +56,9 @@ def load_state(path: Path, settings: dict[str, Any], learner: nn.Module, ema: nn
     ema.load_state_dict(groups["ema"])
     state = copy.copy(optimizer.state_dict())
     state["state"] = {}
-    for name, value in groups["optimizer"].items():
+    for name, tensor in groups["optimizer"].items():
         index, _, moment = name.partition(".")
-        state["state"].setdefault(int(index), {})[moment] = value
+        state["state"].setdefault(int(index), {})[moment] = tensor
     optimizer.load_state_dict(state)
     return header.step
 

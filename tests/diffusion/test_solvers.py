@@ -29,7 +29,9 @@ class Double(torch.Tensor):
         return self
 
 
-def their_trajectory(scheduler: Any, schedule: NoiseSchedule, steps: int, **step_arguments: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+def their_trajectory(
+    scheduler: Any, schedule: NoiseSchedule, steps: int, **step_arguments: Any
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """Run diffusers' scheduler in float64 (it keeps its levels in float32, which alone would cost 1e-6)."""
     abar = torch.from_numpy(schedule.alpha_bar(np.arange(schedule.timesteps)))
     torch.testing.assert_close(scheduler.alphas_cumprod, abar.float(), rtol=2e-4, atol=1e-7)
@@ -111,7 +113,8 @@ def test_ddpm_is_diffusers(steps: int, prediction: Any) -> None:
 @pytest.mark.parametrize("kind", SCHEDULE)
 @pytest.mark.parametrize("prediction", PREDICTION)
 @pytest.mark.parametrize(
-    ("solver", "scheduler_class"), [("dpmpp", diffusers.DPMSolverMultistepScheduler), ("unipc", diffusers.UniPCMultistepScheduler)]
+    ("solver", "scheduler_class"),
+    [("dpmpp", diffusers.DPMSolverMultistepScheduler), ("unipc", diffusers.UniPCMultistepScheduler)],
 )
 def test_multistep_is_diffusers(steps: int, spacing: str, kind: Any, prediction: Any, solver: str, scheduler_class: Any) -> None:
     schedule = NoiseSchedule(kind=kind)

@@ -76,7 +76,9 @@ def test_gates_start_constant_and_then_depend_on_the_image(channels: int) -> Non
     x = image(2, channels, 4, 4)
     start = gate(x)
     assert start.shape == (2, 4 * channels, 1, 1)
-    torch.testing.assert_close(start, torch.tensor([0.5, 0.12, 0.12, 0.12]).repeat(2, channels)[..., None, None], rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        start, torch.tensor([0.5, 0.12, 0.12, 0.12]).repeat(2, channels)[..., None, None], rtol=0, atol=1e-6
+    )
 
     with_random_weights(gate)
     g = gate(x)

@@ -46,7 +46,6 @@ def test_each_wavelet_is_pywt_both_ways_and_comes_back(wavelet: str) -> None:
             torch.testing.assert_close(idwt2(subbands, wavelet), x, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=100)
 @given(shapes, wavelets, st.integers(0, 2**32))
 def test_any_even_size_is_pywt_and_comes_back(shape: tuple[int, ...], wavelet: str, seed: int) -> None:
     x = image(shape, seed)
@@ -56,7 +55,7 @@ def test_any_even_size_is_pywt_and_comes_back(shape: tuple[int, ...], wavelet: s
     torch.testing.assert_close(idwt2(subbands, wavelet), x, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes, wavelets.filter(lambda name: pywt.Wavelet(name).orthogonal), st.integers(0, 2**32))
 def test_orthogonal_wavelets_keep_the_energy(shape: tuple[int, ...], wavelet: str, seed: int) -> None:
     x = image(shape, seed)

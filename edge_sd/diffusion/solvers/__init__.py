@@ -61,5 +61,7 @@ def compile_plan(
     columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
     columns |= {name: np.array([padded(getattr(row, name)) for row in rows]) for name in ("b", "b_next")}
     columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
-    header = PlanHeader(solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=schedule, history=history)
+    header = PlanHeader(
+        solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=schedule, history=history
+    )
     return Plan(header, columns)

@@ -15,7 +15,9 @@ class DDIM(Solver):
     def rows(self, levels: Levels, prediction: Prediction, eta: float) -> list[Row]:
         rows = []
         for i in range(len(levels.alpha) - 1):
-            alpha, sigma, alpha_next, sigma_next = (float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1]))
+            alpha, sigma, alpha_next, sigma_next = (
+                float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1])
+            )
             std = eta * sigma_next / sigma * math.sqrt(max(1 - (alpha / alpha_next) ** 2, 0.0))
             p, q = to_epsilon(prediction, alpha, sigma)
             shrink = alpha_next / alpha

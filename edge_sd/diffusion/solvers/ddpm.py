@@ -16,7 +16,9 @@ class DDPM(Solver):
         self._no_eta(eta)
         rows = []
         for i in range(len(levels.alpha) - 1):
-            alpha, sigma, alpha_next, sigma_next = (float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1]))
+            alpha, sigma, alpha_next, sigma_next = (
+                float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1])
+            )
             ratio = alpha / alpha_next  # √(ᾱ_t / ᾱ_s)
             beta = 1 - ratio**2
             p, q = to_x0(prediction, alpha, sigma)

@@ -19,7 +19,9 @@ class DPMSolverPlusPlus2M(Solver):
         steps = len(levels.alpha) - 1
         lam = levels.log_snr
         for i in range(steps):
-            alpha, sigma, alpha_next, sigma_next = (float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1]))
+            alpha, sigma, alpha_next, sigma_next = (
+                float(v) for v in (levels.alpha[i], levels.sigma[i], levels.alpha[i + 1], levels.sigma[i + 1])
+            )
             p, q = to_x0(prediction, alpha, sigma)
             h = float(lam[i + 1] - lam[i])
             gain = -alpha_next * math.expm1(-h)

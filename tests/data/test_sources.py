@@ -1,0 +1,228 @@
+"""Reading images: what a folder may hold, how each kind is decoded, and how each kind of damage is named."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from edge_sd.data import DataConfig, dead_leaves, open_data
+from edge_sd.errors import EdgeSDError, UsageError
+
+SIZE = 8
+
+
+def picture(seed: int = 0, width: int = SIZE, height: int = SIZE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def read(folder: Path, size: int = SIZE, **changes: Any) -> np.ndarray:
+    """The folder's images as (N, H, W, 3)."""
+    return open_data(DataConfig(source=str(folder), **changes), size).pixels.transpose(0, 2, 3, 1)
+
+
+# Dead leaves
+
+
+def test_dead_leaves_are_the_sequence_of_their_seed() -> None:
+    seen: list[tuple[int, int]] = []
+    data = open_data(DataConfig(count=3, seed=5, min_radius=2), SIZE, lambda done, total: seen.append((done, total)))
+    assert len(data) == 3
+    assert data.pixels.shape == (3, 3, SIZE, SIZE)
+    for index in range(3):
+        np.testing.assert_array_equal(data.pixels[index].transpose(1, 2, 0), dead_leaves(5, index, SIZE, 2))
+    assert data.digest == hashlib.sha256(data.pixels.tobytes()).hexdigest()
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert data.about == "3 dead leaves, seed 5, smallest radius 2 px"
+
+
+@pytest.mark.parametrize("changes", [{"count": 0}, {"seed": -1}, {"min_radius": 0}, {"size": 3}])
+def test_settings_that_cannot_be_meant(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        DataConfig(**changes)
+
+
+# Folders
+
+
+def test_a_folder_is_read_in_sorted_order_with_its_sub_folders(tmp_path: Path) -> None:
+    names = ["b.png", "a/z.PNG", "a/b/c.png", "c.bmp", "a.png"]
+    for seed, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image, and none by its name")
+    (tmp_path / "folder.png").mkdir()
+    seen: list[tuple[int, int]] = []
+    data = open_data(DataConfig(source=str(tmp_path)), SIZE, lambda done, total: seen.append((done, total)))
+    expected = [names.index(name) for name in ("a/b/c.png", "a/z.PNG", "a.png", "b.png", "c.bmp")]
+    np.testing.assert_array_equal(data.pixels.transpose(0, 2, 3, 1), np.stack([np.asarray(picture(seed)) for seed in expected]))
+    assert seen == [(i + 1, 5) for i in range(5)]
+    assert data.about == f"5 images of {tmp_path.name}"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"])
+def test_lossless_formats_are_read_to_the_bit(suffix: str, tmp_path: Path) -> None:
+    picture().save(tmp_path / f"image{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(read(tmp_path)[0], np.asarray(picture()))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+def test_jpeg_is_read(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (SIZE, SIZE), (200, 100, 50)).save(tmp_path / f"image{suffix}", quality=95)
+    np.testing.assert_allclose(read(tmp_path)[0].mean((0, 1)), (200, 100, 50), atol=3)
+
+
+def test_the_digest_is_of_every_pixel_and_nothing_else(tmp_path: Path) -> None:
+    image = np.array(picture())
+    Image.fromarray(image).save(tmp_path / "a.png", compress_level=0)
+    before = open_data(DataConfig(source=str(tmp_path)), SIZE).digest
+    Image.fromarray(image).save(tmp_path / "a.png", compress_level=9)
+    assert open_data(DataConfig(source=str(tmp_path)), SIZE).digest == before
+    image[3, 4, 1] ^= 1
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert open_data(DataConfig(source=str(tmp_path)), SIZE).digest != before
+
+
+# Kinds of image
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read(tmp_path)[0], np.repeat(grey[..., None], 3, axis=-1))
+
+
+def test_black_and_white_becomes_black_and_white(tmp_path: Path) -> None:
+    checks = np.indices((SIZE, SIZE)).sum(0) % 2 == 1
+    Image.fromarray(checks).save(tmp_path / "checks.png")
+    np.testing.assert_array_equal(read(tmp_path)[0], np.repeat(checks[..., None] * 255, 3, axis=-1))
+
+
+def test_grey_of_sixteen_bits_keeps_its_tones(tmp_path: Path) -> None:
+    """Microscopes, depth cameras and scanners write these. The upper eight bits are what a screen shows."""
+    grey = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_allclose(read(tmp_path)[0, ..., 0], grey / 257, atol=1)
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    rgba = np.zeros((SIZE, SIZE, 4), dtype=np.uint8)
+    rgba[0], rgba[1], rgba[2] = (255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    rows = read(tmp_path)[0, :, 0].tolist()
+    assert rows[0] == [255, 0, 0]
+    assert rows[1] == rows[3] == [255, 255, 255]
+    assert rows[2] == pytest.approx([127] * 3, abs=1)
+
+
+def test_grey_with_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    Image.new("LA", (SIZE, SIZE), (10, 0)).save(tmp_path / "la.png")
+    assert (read(tmp_path) == 255).all()
+
+
+def test_palettes_are_looked_up_with_and_without_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (SIZE, SIZE), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(tmp_path / "a.png")
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "b.png", transparency=0)
+    opaque, transparent = read(tmp_path)
+    assert (opaque == (10, 20, 30)).all()
+    assert transparent[0, 0].tolist() == [255, 255, 255]
+    assert (transparent[1:] == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_photograph_is_turned_as_its_camera_was(orientation: int, turned: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture().save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path)[0], np.rot90(np.asarray(picture()), turned))
+
+
+# Sizes
+
+
+def test_another_size_is_refused_by_name_without_resize(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    picture(width=SIZE, height=12).save(tmp_path / "b.png")
+    with pytest.raises(EdgeSDError, match=rf"b\.png is 8×12, and the model takes {SIZE}×{SIZE}") as caught:
+        read(tmp_path)
+    assert "--resize" in caught.value.hint
+
+
+def test_resize_crops_the_centre_of_the_shorter_side(tmp_path: Path) -> None:
+    wide = np.zeros((SIZE, 3 * SIZE, 3), dtype=np.uint8)
+    wide[:, SIZE : 2 * SIZE] = np.asarray(picture())
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    Image.fromarray(wide.swapaxes(0, 1)).save(tmp_path / "b.png")
+    Image.new("RGB", (40, 50), (1, 2, 3)).save(tmp_path / "c.png")
+    Image.new("RGB", (3, 2), (4, 5, 6)).save(tmp_path / "d.png")
+    wide_one, tall_one, large, small = read(tmp_path, resize=True)
+    np.testing.assert_array_equal(wide_one, np.asarray(picture()))
+    np.testing.assert_array_equal(tall_one, np.asarray(picture()).swapaxes(0, 1))
+    assert (large == (1, 2, 3)).all()
+    assert (small == (4, 5, 6)).all()
+
+
+def test_an_image_of_the_right_size_is_not_touched_by_resize(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read(tmp_path, resize=True)[0], np.asarray(picture()))
+
+
+# Damage
+
+
+def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere is not a folder"):
+        read(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"file is not a folder"):
+        read(tmp_path / "file")
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UsageError, match=f"{re.escape(str(tmp_path))} holds no images") as caught:
+        read(tmp_path)
+    assert ".png" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"a text that calls itself an image", bytes(1000)])
+def test_a_file_that_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(content)
+    with pytest.raises(EdgeSDError, match=r"b\.png is not a readable image"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".ppm", ".tiff"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_an_image_that_was_cut_short_is_named(suffix: str, share: float, tmp_path: Path) -> None:
+    picture(width=64, height=64).save(tmp_path / f"a{suffix}")
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    (tmp_path / f"a{suffix}").write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(EdgeSDError, match=rf"a\{suffix} is not a readable image"):
+        read(tmp_path, 64)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "PPM"]), st.data())
+def test_any_damage_gives_pixels_or_an_error_of_ours(kind: str, data: st.DataObject, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture().save(buffer, kind)
+    damaged = bytearray(buffer.getvalue())
+    for place in data.draw(st.lists(st.integers(0, len(damaged) - 1), min_size=1, max_size=4)):
+        damaged[place] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.png").write_bytes(damaged)
+    try:
+        assert read(tmp_path, resize=True).shape == (1, SIZE, SIZE, 3)
+    except EdgeSDError as error:
+        assert "a.png is not a readable image" in error.message
