@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+_STATES = {"ok": "green", "missing": "yellow", "untested": "yellow", "broken": "red", "yes": "green", "no": "yellow"}
 
 
 @contextmanager
@@ -32,6 +34,28 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
+    """Print a table on stdout, as wide as it needs to be where there is no terminal; floats stand right, with two decimals."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        numeric = all(row[index] is None or _cell(row[index]).replace(".", "").isdecimal() for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or index == 0)
+    for row in rows:
+        table.add_row(*(Text(_cell(value), style=_STATES.get(str(value), "")) for value in row))
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table)
+    if note:
+        console.print(note, markup=False)
+
+
+def _cell(value: object) -> str:
+    return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def say(message: str) -> None:

@@ -29,7 +29,7 @@ def bench(
     import os
 
     from edge_sd.bundle import open_bundle
-    from edge_sd.cli._console import say
+    from edge_sd.cli._console import print_table, say
     from edge_sd.devices import Job, find_device
     from edge_sd.errors import UsageError
     from edge_sd.files import write_model
@@ -52,16 +52,13 @@ def bench(
     if as_json:
         print("[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{bundle.name} on {device}: {results[0].device.processor}, {results[0].job.threads} threads, batch 1")
-    for title in ("runtime", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms", "image ms", "peak MiB", "over base MiB"):
-        table.add_column(title, justify="left" if title == "runtime" else "right")
+    rows = []
     for result in results:
-        latency, peak = result.latency, result.peak_memory_bytes
-        memory = ("–", "–") if peak is None else (f"{peak / 2**20:.0f}", f"{(peak - result.base_memory_bytes) / 2**20:.0f}")
-        figures = (result.load_ms, result.first_ms, latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.p50_ms * result.steps)
-        table.add_row(result.job.runtime, *(f"{figure:.2f}" for figure in figures), *memory)
-    Console().print(table)
-    say(f"{warmup} warm-up calls left out; image = p50 × {results[0].steps} steps")
+        latency, mebi = result.latency, 2**20
+        peak = None if result.peak_memory_bytes is None else result.peak_memory_bytes // mebi
+        whole = latency.p50_ms * result.steps
+        figures = (result.load_ms, result.first_ms, latency.p50_ms, latency.p90_ms, latency.p99_ms, whole)
+        rows.append((result.job.runtime, *figures, peak, result.base_memory_bytes // mebi))
+    columns = ("runtime", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms", "image ms", "peak MiB", "before loading MiB")
+    title = f"{bundle.name} on {device}: {results[0].device.processor}, {results[0].job.threads} threads, batch 1"
+    print_table(title, columns, rows, f"{warmup} warm-up calls left out; image = p50 × {results[0].steps} steps")

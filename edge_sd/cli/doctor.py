@@ -28,22 +28,16 @@ def doctor(as_json: option.AsJson = False) -> None:
 
     Example: edge-sd doctor
     """
+    from edge_sd.cli._console import print_table
+
     findings = [*_machine(), *_packages(), *_runtimes()]
     if as_json:
         import json
 
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title="edge-sd doctor")
-        for title in ("what", "state", "detail", "mend with"):
-            table.add_column(title, overflow="fold")
-        colours = {"ok": "green", "missing": "yellow", "untested": "yellow", "broken": "red"}
-        for finding in findings:
-            table.add_row(finding.subject, f"[{colours[finding.state]}]{finding.state}", finding.detail, finding.remedy)
-        Console().print(table)
+        rows = [list(asdict(finding).values()) for finding in findings]
+        print_table("edge-sd doctor", ("what", "state", "detail", "mend with"), rows)
     broken = [finding for finding in findings if finding.state == "broken"]
     if broken:
         raise InstallationError(f"{broken[0].subject} is broken: {broken[0].detail}", broken[0].remedy)

@@ -23,30 +23,20 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: 
 
     Example: edge-sd list presets
     """
+    from edge_sd.cli._console import print_table
+
     rows = _ROWS[kind]()
     if as_json:
         import json
 
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=kind.value)
-    for title in rows[0]:
-        table.add_column(
-            title, justify="right" if isinstance(rows[0][title], float) or " M" in title or " G" in title else "left"
-        )
-    for row in rows:
-        table.add_row(
-            *("–" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values())
-        )
-    console = Console()
-    console.print(table)
-    if kind is Kind.presets:
-        console.print(
-            "MACs of one call at batch 1, without attention's two matrix products (as papers count) and with them (+attn)."
-        )
+    note = (
+        "MACs of one call at batch 1, without attention's matrix products (as papers count) and with them."
+        if kind is Kind.presets
+        else ""
+    )
+    print_table(kind.value, list(rows[0]), [list(row.values()) for row in rows], note)
 
 
 def _presets() -> list[dict[str, Any]]:
@@ -61,11 +51,11 @@ def _presets() -> list[dict[str, Any]]:
             {
                 "preset": name,
                 "sample": f"{channels}×{size}×{size}",
-                "params M": round(found.parameters / 1e6, 2),
-                "published M": preset.published.parameters_m if preset.published else None,
-                "MACs G": round(found.macs / 1e9, 3),
-                "published G": preset.published.gmacs if preset.published else None,
-                "+attn G": round((found.macs + found.attention_macs) / 1e9, 3),
+                "M parameters": round(found.parameters / 1e6, 2),
+                "published M": preset.published and f"{preset.published.parameters_m:.1f}",
+                "GMACs": round(found.macs / 1e9, 3),
+                "published G": preset.published and f"{preset.published.gmacs:.1f}",
+                "with attention": round((found.macs + found.attention_macs) / 1e9, 3),
                 "for": preset.about,
             }
         )

@@ -55,18 +55,14 @@ def parity(
 
 
 def _print_tables(results: "list[ParityResult]") -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from edge_sd.cli._console import print_table
 
-    console = Console()
     for result in results:
-        table = Table(title=f"{result.runtime} ({result.runtime_version}) against {result.reference}")
-        for title in ("step", "timestep", "teacher-forced dB", "free-running dB"):
-            table.add_column(title, justify="right")
-        for step in result.steps:
-            table.add_row(str(step.row), f"{step.timestep:g}", f"{step.teacher_forced_db:.1f}", f"{step.free_running_db:.1f}")
-        console.print(table)
-        final = f"SNR {result.final_snr_db:.1f} dB, PSNR {result.final_psnr_db:.1f} dB"
-        console.print(f"final image: {final} (worst of {result.trajectories}; 200 is equal bit for bit)")
-        console.print(f"SNR = {result.definitions['snr_db']}; PSNR = {result.definitions['psnr_db']}", markup=False)
-        console.print(result.verdict)
+        rows = [(step.row, step.timestep, step.teacher_forced_db, step.free_running_db) for step in result.steps]
+        columns = ("step", "timestep", "teacher-forced dB", "free-running dB")
+        note = (
+            f"final image: SNR {result.final_snr_db:.1f} dB, PSNR {result.final_psnr_db:.1f} dB "
+            f"(worst of {result.trajectories}; 200 is equal bit for bit)\n"
+            f"SNR = {result.definitions['snr_db']}; PSNR = {result.definitions['psnr_db']}\n{result.verdict}"
+        )
+        print_table(f"{result.runtime} ({result.runtime_version}) against {result.reference}", columns, rows, note)
