@@ -3,10 +3,12 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from edge_sd.validation import Record
 
 
-class Job(BaseModel):
+class Job(Record):
     """Time a bundle's denoiser in a runtime.
 
     Attributes:
@@ -16,8 +18,6 @@ class Job(BaseModel):
         iterations: calls that are timed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     schema_version: Literal[1] = 1
     bundle: str
     runtime: str
@@ -26,10 +26,8 @@ class Job(BaseModel):
     iterations: int = Field(default=100, ge=1)
 
 
-class Latency(BaseModel):
+class Latency(Record):
     """Percentiles of one call's wall time, in milliseconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     p50_ms: float
     p90_ms: float
@@ -43,10 +41,8 @@ class Latency(BaseModel):
         return cls(p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(np.mean(samples_ms)))
 
 
-class DeviceInfo(BaseModel):
+class DeviceInfo(Record):
     """What a device is; figures of different devices are never compared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str
     machine: str
@@ -56,7 +52,7 @@ class DeviceInfo(BaseModel):
     system: str
 
 
-class BenchResult(BaseModel):
+class BenchResult(Record):
     """bench.json of one runtime on one device.
 
     Attributes:
@@ -68,8 +64,6 @@ class BenchResult(BaseModel):
         peak_memory_bytes: largest resident set of the process; None where the system does not tell.
         base_memory_bytes: resident set before the program was loaded (interpreter and libraries).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["bench"] = "bench"

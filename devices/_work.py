@@ -51,10 +51,17 @@ def measure(job: Job, info: DeviceInfo) -> BenchResult:
 
 
 def _peak_memory() -> int | None:
-    """Largest resident set of this process in bytes; Linux counts in KiB, macOS in bytes, Windows not at all."""
+    """Largest resident set of this process in bytes; None where the system does not tell.
+
+    Linux: VmHWM. getrusage's maximum would count the parent too, whose pages a child holds until it executes something else.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     try:
         import resource
-    except ImportError:
+    except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 import edge_sd
 from edge_sd.diffusion.plan import Prediction
@@ -15,15 +15,14 @@ from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, tensors_digest, write_tensors
 from edge_sd.models.config import ModelConfig
+from edge_sd.validation import Record
 
 if TYPE_CHECKING:
     from edge_sd.models.unet import SpectralUNet
 
 
-class Provenance(BaseModel):
+class Provenance(Record):
     """The path that led to a set of weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     made_by: str  # the verb: train, distill, …
     steps: int = Field(default=0, ge=0)
@@ -36,10 +35,8 @@ class Provenance(BaseModel):
     parents: dict[str, str] = Field(default_factory=dict)  # role → weights digest, for instance teacher
 
 
-class CheckpointHeader(BaseModel):
+class CheckpointHeader(Record):
     """The metadata of a checkpoint file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["checkpoint"] = "checkpoint"

@@ -8,18 +8,19 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from edge_sd.bundle import Bundle, Golden, trace
 from edge_sd.diffusion import Plan
 from edge_sd.evaluation.metrics import PSNR_DEFINITION, SNR_DEFINITION, psnr_db, snr_db
 from edge_sd.runnable import Session
 from edge_sd.runtimes._runtime import find_runtime
+from edge_sd.validation import Record
 
 DEFAULT_GATE_DB = 80.0
 
 
-class StepParity(BaseModel):
+class StepParity(Record):
     """One row of the plan; decibels are of the worst trajectory.
 
     Attributes:
@@ -27,18 +28,14 @@ class StepParity(BaseModel):
         free_running_db: SNR of the sample that goes into this step, against the reference's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     row: int
     timestep: float
     teacher_forced_db: float
     free_running_db: float
 
 
-class ParityResult(BaseModel):
+class ParityResult(Record):
     """parity.json of one runtime."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["parity"] = "parity"
@@ -52,7 +49,7 @@ class ParityResult(BaseModel):
     final_snr_db: float
     final_psnr_db: float
     passed: bool
-    definitions: dict[str, str] = {"snr_db": SNR_DEFINITION, "psnr_db": PSNR_DEFINITION}
+    definitions: dict[str, str] = Field(default_factory=lambda: {"snr_db": SNR_DEFINITION, "psnr_db": PSNR_DEFINITION})
 
     @property
     def worst(self) -> StepParity:

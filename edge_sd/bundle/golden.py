@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian
@@ -14,12 +14,11 @@ from edge_sd.diffusion.plan import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, write_tensors
 from edge_sd.runnable import Session
+from edge_sd.validation import Record
 
 
-class GoldenHeader(BaseModel):
+class GoldenHeader(Record):
     """Which noise the trajectories start from, and what drew them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["golden"] = "golden"

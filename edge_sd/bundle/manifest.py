@@ -3,12 +3,13 @@
 from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.models.config import ModelConfig
+from edge_sd.validation import Record
 
 MANIFEST, PLAN, GOLDEN, CARD, REFERENCE = (
     "manifest.json",
@@ -19,18 +20,14 @@ MANIFEST, PLAN, GOLDEN, CARD, REFERENCE = (
 )
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Frozen):
+class FileEntry(Record):
     """A file of the bundle."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class TensorSpec(_Frozen):
+class TensorSpec(Record):
     """An input or output of a program.
 
     Attributes:
@@ -44,14 +41,14 @@ class TensorSpec(_Frozen):
     range: tuple[float, float]
 
 
-class Contract(_Frozen):
+class Contract(Record):
     """What every runtime must accept and return, in this order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
-class Program(_Frozen):
+class Program(Record):
     """One exported program: what it computes, for which target, in which file or folder of the bundle."""
 
     name: str
@@ -59,7 +56,7 @@ class Program(_Frozen):
     file: str
 
 
-class Manifest(_Frozen):
+class Manifest(Record):
     """manifest.json."""
 
     schema_version: Literal[1] = 1

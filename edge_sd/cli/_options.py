@@ -1,15 +1,17 @@
 """Options that several verbs share, each with one meaning and one help text."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from edge_sd.data import DataConfig, ImageData
+    from edge_sd.data import ImageData
     from edge_sd.models import ModelConfig, Preset
+    from edge_sd.validation import Model
 
-Data = Annotated[str, typer.Option("--data", help="Folder of images (sub-folders too), or 'dead-leaves', the built-in ones.")]
+Source = Annotated[str, typer.Option("--data", help="Folder of images (sub-folders too), or 'dead-leaves', the built-in ones.")]
 Resize = Annotated[
     bool, typer.Option("--resize", help="Scale and crop images to the model's size; without it each must have that size.")
 ]
@@ -35,11 +37,19 @@ Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one c
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-def read_data(config: "DataConfig", size: int) -> "ImageData":
-    """Open a data source behind a progress bar."""
-    from edge_sd.cli._console import progress
-    from edge_sd.data import open_data
+def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model":
+    """Build settings of `kind` from those of a verb's arguments that are among its fields."""
+    from edge_sd.validation import validated
 
+    return validated(kind, {name: values[name] for name in kind.model_fields if name in values}, what)
+
+
+def read_data(values: Mapping[str, object], size: int) -> "ImageData":
+    """Open the data source that a verb's arguments name, behind a progress bar."""
+    from edge_sd.cli._console import progress
+    from edge_sd.data import DataConfig, open_data
+
+    config = pick(DataConfig, {name: values[name] for name in ("source", "resize", "count", "min_radius")}, "data")
     with progress("reading images") as update:
         return open_data(config, size, lambda done, total: update(done, total, ""))
 

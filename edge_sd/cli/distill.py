@@ -11,7 +11,7 @@ from edge_sd.cli import _options as option
 def distill(
     teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint to follow.")],
     output: option.OutFolder,
-    data: option.Data = "dead-leaves",
+    source: option.Source = "dead-leaves",
     resize: option.Resize = False,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
@@ -34,33 +34,18 @@ def distill(
 
     Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ -o runs/student
     """
+    given = dict(locals())
     from edge_sd.checkpoint import load_checkpoint
     from edge_sd.cli._console import progress, say
-    from edge_sd.data import DataConfig
     from edge_sd.training import DistillConfig, TrainConfig
     from edge_sd.training import distill as distill_from
     from edge_sd.training.loop import CHECKPOINT
-    from edge_sd.validation import validated
 
     _, model = option.model_of(preset, size)
-    config = validated(
-        TrainConfig,
-        {
-            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, "precision": precision,
-            "seed": seed, "save_every": save_every, "sample_every": sample_every,
-        },
-        "training settings",
-    )  # fmt: skip
-    distillation = validated(
-        DistillConfig,
-        {"spatial_weight": spatial_weight, "frequency_weight": frequency_weight, "alpha": alpha},
-        "distillation settings",
-    )
+    config = option.pick(TrainConfig, given, "training settings")
+    distillation = option.pick(DistillConfig, given, "distillation settings")
     followed = load_checkpoint(teacher)
-    images = option.read_data(
-        validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"),
-        model.image_size,
-    )
+    images = option.read_data(given, model.image_size)
     with progress(f"distilling {preset}") as update:
         distill_from(
             model, followed, images, config, distillation, output, overwrite=overwrite,

@@ -7,7 +7,7 @@ from edge_sd.cli import _options as option
 
 def train(
     output: option.OutFolder,
-    data: option.Data = "dead-leaves",
+    source: option.Source = "dead-leaves",
     resize: option.Resize = False,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
@@ -27,26 +27,15 @@ def train(
 
     Example: edge-sd train --data photos/ --resize --preset small64 --steps 50000 -o runs/teacher
     """
+    given = dict(locals())
     from edge_sd.cli._console import progress, say
-    from edge_sd.data import DataConfig
     from edge_sd.diffusion import SCHEDULES
     from edge_sd.training import TrainConfig, fit
     from edge_sd.training.loop import CHECKPOINT
-    from edge_sd.validation import validated
 
     chosen, model = option.model_of(preset, size)
-    config = validated(
-        TrainConfig,
-        {
-            "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, "precision": precision,
-            "seed": seed, "save_every": save_every, "sample_every": sample_every,
-        },
-        "training settings",
-    )  # fmt: skip
-    images = option.read_data(
-        validated(DataConfig, {"source": data, "resize": resize, "count": count, "min_radius": min_radius}, "data"),
-        model.image_size,
-    )
+    config = option.pick(TrainConfig, given, "training settings")
+    images = option.read_data(given, model.image_size)
     with progress(f"training {preset}") as update:
         fit(
             model, SCHEDULES[chosen.schedule], chosen.prediction, images, config, output, overwrite=overwrite,

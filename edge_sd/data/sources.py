@@ -9,15 +9,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edge_sd.data.dead_leaves import dead_leaves
 from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.validation import Record
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
-class DataConfig(BaseModel):
+class DataConfig(Record):
     """Where images come from.
 
     Attributes:
@@ -25,8 +26,6 @@ class DataConfig(BaseModel):
         resize: scale an image's shorter side to the model's size and crop the centre; without it every image must have that size.
         count, seed, min_radius: of dead leaves only; see `dead_leaves`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = "dead-leaves"
     resize: bool = False

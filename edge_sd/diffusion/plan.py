@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, write_tensors
+from edge_sd.validation import Record
 
 Prediction = Literal["epsilon", "v", "x0"]
 Float64 = NDArray[np.float64]
@@ -27,10 +28,8 @@ _VECTORS = ("timestep", "p", "q", "u", "a", "a_next", "c", "guidance")
 _MATRICES = ("b", "b_next")
 
 
-class PlanHeader(BaseModel):
+class PlanHeader(Record):
     """What a plan says of itself; the columns beside it say the rest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     solver: str

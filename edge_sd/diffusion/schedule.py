@@ -8,13 +8,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from edge_sd.errors import UsageError
+from edge_sd.validation import Record
 
 
-class NoiseSchedule(BaseModel):
+class NoiseSchedule(Record):
     """ᾱ(t) of a variance-preserving process.
 
     At integer t it is the discrete product Π(1−β_i), i ≤ t; between them log ᾱ is interpolated linearly, which keeps ᾱ
@@ -26,7 +27,7 @@ class NoiseSchedule(BaseModel):
         timesteps: T, the number of timesteps it was trained with.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+    model_config = ConfigDict(ignored_types=(cached_property,))
 
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_start: float = Field(default=1e-4, gt=0, lt=1)

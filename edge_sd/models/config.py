@@ -2,17 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
+from edge_sd.validation import Record
 
-class ModelConfig(BaseModel):
+
+class ModelConfig(Record):
     """Configuration of a `SpectralUNet`; the defaults are LDM-4's (latent-diffusion, ffhq-ldm-vq-4), slimmed to width 64.
 
     The same class describes LDM (width 224 or 192), Lite-LDM (64) and Spectral Diffusion (`gating=True`).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     image_size: PositiveInt = 64  # height and width of the sample, in pixels or latent cells
     in_channels: PositiveInt = 3

@@ -4,23 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from edge_sd.data import DataConfig
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.training.config import DistillConfig, TrainConfig
-from edge_sd.validation import validated
+from edge_sd.validation import Record, validated
 
 BUILT_IN = {"demo": Path(__file__).with_name("demo.yaml")}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ModelSection(_Section):
+class ModelSection(Record):
     """A preset, trained: changes to its `ModelConfig` go into `model`."""
 
     preset: str
@@ -40,7 +36,7 @@ class ModelSection(_Section):
         return ModelConfig.model_validate({**PRESETS[self.preset].config.model_dump(), **self.model})
 
 
-class TeacherSection(_Section):
+class TeacherSection(Record):
     """A teacher to train, or one that exists."""
 
     checkpoint: Path | None = None
@@ -68,7 +64,7 @@ class StudentSection(ModelSection):
     distill: DistillConfig = DistillConfig()
 
 
-class SampleSection(_Section):
+class SampleSection(Record):
     """The plan of the bundle, and the samples that are compared."""
 
     solver: str = "dpmpp"
@@ -78,21 +74,21 @@ class SampleSection(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class ExportSection(_Section):
+class ExportSection(Record):
     """What the bundle holds."""
 
     targets: tuple[str, ...] = ("onnx",)
     goldens: int = Field(default=2, ge=1)
 
 
-class ParitySection(_Section):
+class ParitySection(Record):
     """Which runtimes must reach which gate."""
 
     runtimes: tuple[str, ...] = ("onnxruntime",)
     gate_db: float = 80.0
 
 
-class BenchSection(_Section):
+class BenchSection(Record):
     """What is timed, and how often."""
 
     runtimes: tuple[str, ...] = ("torch", "onnxruntime")
@@ -101,7 +97,7 @@ class BenchSection(_Section):
     iterations: int = Field(default=100, ge=1)
 
 
-class RunConfig(_Section):
+class RunConfig(Record):
     """All of a run; every section but teacher and student has defaults."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

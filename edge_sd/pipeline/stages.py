@@ -8,18 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 import edge_sd
 from edge_sd.bundle.manifest import MANIFEST
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import fingerprint, read_model, sha256, write_model
+from edge_sd.validation import Record
 
 
-class StageRecord(BaseModel):
+class StageRecord(Record):
     """stages/NAME.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["stage"] = "stage"

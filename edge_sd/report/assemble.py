@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint, versions
@@ -16,14 +15,13 @@ from edge_sd.models.count import count
 from edge_sd.report.data import Curve, Gates, ModelRow, RunReport, Spectrum
 from edge_sd.runtimes.parity import ParityResult
 from edge_sd.training.state import read_metrics
+from edge_sd.validation import Record
 
 _CURVE_POINTS = 200
 
 
-class SampleHeader(BaseModel):
+class SampleHeader(Record):
     """The metadata of a file of samples, or of gates."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["samples"] = "samples"

@@ -2,17 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from edge_sd.devices import BenchResult
 from edge_sd.runtimes.parity import ParityResult
+from edge_sd.validation import Record
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelRow(_Part):
+class ModelRow(Record):
     """One model of the run; MACs without and with attention's matrix products, of one call at batch 1."""
 
     role: str
@@ -26,14 +21,14 @@ class ModelRow(_Part):
     weights_digest: str
 
 
-class Curve(_Part):
+class Curve(Record):
     """The loss's terms over the steps, smoothed over equal stretches."""
 
     steps: list[int]
     terms: dict[str, list[float]]
 
 
-class Spectrum(_Part):
+class Spectrum(Record):
     """Mean power of a role's samples at each frequency (cycles a pixel).
 
     Attributes:
@@ -48,14 +43,14 @@ class Spectrum(_Part):
     gap_db: float
 
 
-class Gates(_Part):
+class Gates(Record):
     """Mean gate of LL, LH, HL, HH at each step of one gated resampling."""
 
     name: str
     values: list[list[float]]
 
 
-class RunReport(_Part):
+class RunReport(Record):
     """See the parts."""
 
     schema_version: Literal[1] = 1

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from edge_sd.validation import Record
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Record):
     """How weights are learnt; shared by training and distillation.
 
     Attributes:
@@ -16,8 +18,6 @@ class TrainConfig(BaseModel):
         precision: "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions.
         save_every, sample_every: steps between two training states, and between two grids of samples (0: none).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: PositiveInt = 10_000
     batch_size: PositiveInt = 32
@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     sample_every: int = Field(default=250, ge=0)
 
 
-class DistillConfig(BaseModel):
+class DistillConfig(Record):
     """The spectrum-aware terms: L = L_denoise + λ_s·L_spatial + λ_f·L_frequency (2211.17106).
 
     Attributes:
@@ -43,8 +43,6 @@ class DistillConfig(BaseModel):
         omega_floor: added to |F_0| before the power, as a share of its mean: one image's spectral zeros are accidents.
         omega_max: the largest ω after it is normalised to mean 1.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     spatial_weight: NonNegativeFloat = 0.1
     frequency_weight: NonNegativeFloat = 0.1

@@ -7,17 +7,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, tensors_digest, write_tensors, write_text
+from edge_sd.validation import Record
 
 
-class StateHeader(BaseModel):
+class StateHeader(Record):
     """Which run a state belongs to and how far it had come."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     kind: Literal["training-state"] = "training-state"
