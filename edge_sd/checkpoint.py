@@ -59,7 +59,7 @@ class Checkpoint:
         cls, model: "SpectralUNet", noise_schedule: NoiseSchedule, prediction: Prediction, provenance: Provenance
     ) -> "Checkpoint":
         """Take a model's weights."""
-        weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
         header = CheckpointHeader(
             model=model.config,
             noise_schedule=noise_schedule,

@@ -74,7 +74,7 @@ def write_model(path: Path, model: BaseModel) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: BaseModel) -> None:
     """Write a safetensors file atomically, `header` as JSON in its metadata."""
-    data = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    data = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     write_bytes(path, safetensors_bytes(data, metadata={HEADER: header.model_dump_json()}))
 
 
@@ -95,13 +95,21 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             yield temporary
             _take_place(temporary, path)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _take_place(new: Path, path: Path) -> None:
@@ -115,10 +123,10 @@ def _take_place(new: Path, path: Path) -> None:
         if libc.renameat2(at_cwd, os.fsencode(new), at_cwd, os.fsencode(path), exchange) == 0:
             return
     old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
     path.rename(old)
     new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 # Reading
@@ -142,9 +150,9 @@ def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the hex SHA-256 over the names, dtypes, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
+        value = np.asarray(tensors[name], order="C")
         digest.update(f"{name}|{value.dtype}|{value.shape}|".encode())
-        digest.update(value.view(np.uint8).reshape(-1).data if value.size else b"")
+        digest.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
     return digest.hexdigest()
 
 
@@ -185,6 +193,10 @@ def read_tensors(kind: type[Model], path: Path) -> tuple[Model, dict[str, np.nda
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError) as error:
         raise EdgeSDError(f"{path} is not a whole safetensors file: {error}", "was its download or copy cut short?") from error
+    except (TypeError, AttributeError) as error:  # a dtype that NumPy does not have, bfloat16 for instance
+        raise EdgeSDError(
+            f"{path} holds tensors of a type that is not read here: {error}", "give a file that edge-sd wrote"
+        ) from error
     if HEADER not in metadata:
         raise EdgeSDError(
             f"{path} is a safetensors file, but not one of edge-sd: its metadata has no '{HEADER}'",

@@ -5,7 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that its pool starts with one
 
 import math
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -69,3 +71,13 @@ def tiny_checkpoint(make_model: MakeModel) -> Checkpoint:
     """A checkpoint of a model that was never trained, for everything that only needs one to be there."""
     provenance = Provenance(made_by="train", steps=3, data="nothing", parents={"teacher": "0" * 64})
     return Checkpoint.of(make_model(), SCHEDULES["cosine"], "v", provenance)
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB that is really full when it is full. Needs the right to mount: where CI lacks it, CI is what to mend."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)

@@ -24,7 +24,7 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step, ove
 LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")]
 Warmup = Annotated[int, typer.Option("--warmup", help="Steps in which the learning rate rises.", min=0)]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0)]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0, max=2**63 - 1)]
 SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between two training states.", min=1)]
 SampleEvery = Annotated[int, typer.Option("--sample-every", help="Steps between two grids of samples; 0 for none.", min=0)]
 OutFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run. The same command goes on where it stopped.")]

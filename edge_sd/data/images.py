@@ -41,6 +41,6 @@ def save_png(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def rgb(samples: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """`to_uint8` for samples of any channel count: 1 becomes grey, of more than 3 the first 3 are shown."""
+    """`to_uint8` for samples of any channel count: fewer than 3 become grey, of more the first 3 are shown."""
     images = to_uint8(samples)
-    return images.repeat(3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
+    return images[..., :1].repeat(3, axis=-1) if images.shape[-1] < 3 else images[..., :3]

@@ -30,7 +30,7 @@ class DataConfig(Record):
     source: str = "dead-leaves"
     resize: bool = False
     count: int = Field(default=4096, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     min_radius: float = Field(default=1.0, gt=0)
 
     @property
@@ -98,6 +98,10 @@ def _decode(path: Path, size: int, resize: bool) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode == "F":
+                raise ValueError("its pixels are real numbers of no known range")
+            if image.mode.startswith("I;16"):  # Pillow would clip it to white
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image = image.convert("RGBA") if image.has_transparency_data else image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise EdgeSDError(f"{path} is not a readable image: {error}", "mend or remove the file") from error

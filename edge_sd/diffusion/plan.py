@@ -94,7 +94,7 @@ def load_plan(path: Path) -> Plan:
 
 def _check(plan: Plan) -> None:
     header, columns = plan.header, plan.columns
-    rows = len(columns.get("timestep", ()))
+    rows = int(np.size(columns.get("timestep", ())))
     expected: dict[str, tuple[tuple[int, ...], type]] = dict.fromkeys(_VECTORS, ((rows,), np.float64))
     expected |= dict.fromkeys(_MATRICES, ((rows, header.history), np.float64))
     expected["program"] = ((rows,), np.int64)
@@ -112,7 +112,8 @@ def _check(plan: Plan) -> None:
         raise EdgeSDError("a plan needs at least one row")
     programs = columns["program"]
     if programs.min() < 0 or programs.max() >= len(header.programs):
-        raise EdgeSDError(f"plan column program names {programs.max()}, but there are {len(header.programs)} programs")
+        wrong = programs[(programs < 0) | (programs >= len(header.programs))][0]
+        raise EdgeSDError(f"plan column program names {wrong}, but there are {len(header.programs)} programs")
     times, last = columns["timestep"], header.noise_schedule.timesteps - 1
     if times.min() < 0 or times.max() > last:
         raise EdgeSDError(f"plan timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{last}")

@@ -3,12 +3,12 @@
 x_t = √ᾱ(t)·x_0 + √(1−ᾱ(t))·ε, with t in training timesteps, 0 (nearly clean) to T−1 (nearly noise), any real number between.
 """
 
-from functools import cached_property
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from edge_sd.errors import UsageError
@@ -27,8 +27,6 @@ class NoiseSchedule(Record):
         timesteps: T, the number of timesteps it was trained with.
     """
 
-    model_config = ConfigDict(ignored_types=(cached_property,))
-
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
@@ -38,20 +36,10 @@ class NoiseSchedule(Record):
     def _increasing(self) -> Self:
         if self.beta_end < self.beta_start:
             raise ValueError(f"beta_end {self.beta_end} is below beta_start {self.beta_start}")
+        first, last = np.exp(_log_alpha_bars(self)[[0, -1]])
+        if not (first < 1 and last > 0):
+            raise ValueError(f"ᾱ runs from {first:g} to {last:g}: float64 must be able to tell it from 1 and from 0")
         return self
-
-    @cached_property
-    def _log_alpha_bars(self) -> NDArray[np.float64]:
-        """log ᾱ at t = 0 … T−1."""
-        if self.kind == "cosine":
-            s = 0.008
-            f = np.cos((np.arange(self.timesteps + 1) / self.timesteps + s) / (1 + s) * np.pi / 2) ** 2
-            betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
-        elif self.kind == "scaled_linear":
-            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.timesteps) ** 2
-        else:
-            betas = np.linspace(self.beta_start, self.beta_end, self.timesteps)
-        return np.cumsum(np.log1p(-betas))
 
     def alpha_bar(self, t: ArrayLike) -> NDArray[np.float64]:
         """ᾱ(t) in (0, 1), float64, of t's shape.
@@ -62,7 +50,21 @@ class NoiseSchedule(Record):
         times = np.asarray(t, dtype=np.float64)
         if times.size and not (times.min() >= 0 and times.max() <= self.timesteps - 1):
             raise UsageError(f"timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{self.timesteps - 1}")
-        return np.exp(np.interp(times, np.arange(self.timesteps), self._log_alpha_bars))
+        return np.exp(np.interp(times, np.arange(self.timesteps), _log_alpha_bars(self)))
+
+
+@lru_cache
+def _log_alpha_bars(schedule: NoiseSchedule) -> NDArray[np.float64]:
+    """log ᾱ at t = 0 … T−1."""
+    if schedule.kind == "cosine":
+        s = 0.008
+        f = np.cos((np.arange(schedule.timesteps + 1) / schedule.timesteps + s) / (1 + s) * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    elif schedule.kind == "scaled_linear":
+        betas = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, schedule.timesteps) ** 2
+    else:
+        betas = np.linspace(schedule.beta_start, schedule.beta_end, schedule.timesteps)
+    return np.cumsum(np.log1p(-betas))
 
 
 SCHEDULES: dict[str, NoiseSchedule] = {

@@ -17,7 +17,7 @@ class ModelConfig(Record):
     image_size: PositiveInt = 64  # height and width of the sample, in pixels or latent cells
     in_channels: PositiveInt = 3
     out_channels: PositiveInt = 3
-    width: PositiveInt = 64  # channels of the first level
+    width: int = Field(default=64, ge=2)  # channels of the first level
     multipliers: tuple[PositiveInt, ...] = Field(default=(1, 2, 3, 4), min_length=1)  # channels of each level, in widths
     blocks: PositiveInt = 2  # residual blocks a level (one more on the way up)
     attention: tuple[PositiveInt, ...] = (2, 4, 8)  # down-sampling factors that have attention; the middle always has

@@ -23,7 +23,7 @@ def _filter_bank(wavelet: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the analysis and synthesis kernels of a wavelet, each (4, length, length) float64, one a subband."""
     try:
         bank = pywt.Wavelet(wavelet)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(
             f"unknown wavelet {wavelet!r}", "one of pywt.wavelist(kind='discrete'), for instance haar, db2, bior2.2"
         ) from error

@@ -71,7 +71,7 @@ class SampleSection(Record):
     steps: int = Field(default=20, ge=1)
     spacing: str | None = None
     count: int = Field(default=64, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class ExportSection(Record):

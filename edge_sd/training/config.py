@@ -29,7 +29,7 @@ class TrainConfig(Record):
     clip: PositiveFloat = 1.0
     flip: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     save_every: PositiveInt = 250
     sample_every: int = Field(default=250, ge=0)
 
@@ -47,5 +47,5 @@ class DistillConfig(Record):
     spatial_weight: NonNegativeFloat = 0.1
     frequency_weight: NonNegativeFloat = 0.1
     alpha: float = Field(default=-1.0, ge=-4, le=0)
-    omega_floor: PositiveFloat = 0.05
+    omega_floor: float = Field(default=0.05, ge=1e-3)
     omega_max: float = Field(default=10.0, ge=1)

@@ -29,7 +29,7 @@ def fit(
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Checkpoint:
     """Train a model from scratch; see `loop.train` for what `out` receives, for resuming and for errors."""
-    _refuse_conditions(model)
+    _refuse_other_data(model, data)
     torch.manual_seed(config.seed)
     learner = Learner(SpectralUNet(model), schedule, prediction)
     return train(learner, schedule, data, config, out, Provenance(made_by="train"), overwrite=overwrite, observe=observe)
@@ -47,7 +47,7 @@ def distill(
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Checkpoint:
     """Train a student that follows `teacher`, whose noise schedule and prediction it takes over."""
-    _refuse_conditions(model)
+    _refuse_other_data(model, data)
     torch.manual_seed(config.seed)
     schedule, prediction = teacher.header.noise_schedule, teacher.header.prediction
     learner = DistillLearner(SpectralUNet(model), schedule, prediction, teacher.build(), distillation)
@@ -55,12 +55,12 @@ def distill(
     return train(learner, schedule, data, config, out, provenance, overwrite=overwrite, observe=observe)
 
 
-def _refuse_conditions(model: ModelConfig) -> None:
+def _refuse_other_data(model: ModelConfig, data: ImageData) -> None:
     if model.num_classes is not None or model.context_dim is not None:
+        raise UsageError("images alone have no classes to train a class-conditional model with", "an unconditional preset")
+    shape = data.pixels.shape[1:]
+    if model.sample_shape != shape or model.out_channels != model.in_channels:
         raise UsageError(
-            "images from a folder have no classes to train a class-conditional model with", "an unconditional preset"
-        )
-    if model.in_channels != 3:
-        raise UsageError(
-            f"images have 3 channels, this model takes {model.in_channels}", "a preset in pixel space: edge-sd list presets"
+            f"the images are {shape}, the model takes {model.sample_shape} and returns {model.out_channels} channels",
+            "a preset in pixel space, of the images' size: edge-sd list presets",
         )

@@ -67,9 +67,9 @@ class DistillLearner(Learner):
             raise EdgeSDError(f"the teacher denoises {teacher.config.sample_shape}, the student {model.config.sample_shape}")
         self.distill = config
         self._companions = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module's state
-        theirs, ours = _tap_channels(teacher), _tap_channels(model)
-        self.pairs = [name for name in ours if name in theirs]
-        self.aligners = nn.ModuleList(nn.Conv2d(ours[name], theirs[name], 1) for name in self.pairs)
+        theirs, ours = _tap_shapes(teacher), _tap_shapes(model)
+        self.pairs = [name for name in ours if name in theirs and ours[name][1:] == theirs[name][1:]]
+        self.aligners = nn.ModuleList(nn.Conv2d(ours[name][0], theirs[name][0], 1) for name in self.pairs)
 
     @property
     def companions(self) -> tuple[SpectralUNet]:
@@ -99,9 +99,9 @@ class DistillLearner(Learner):
         }
 
 
-def _tap_channels(model: SpectralUNet) -> dict[str, int]:
-    """Channels of each of the model's taps, found by a run without arithmetic."""
+def _tap_shapes(model: SpectralUNet) -> dict[str, tuple[int, ...]]:
+    """(c, h, w) of each of the model's taps, found by a run without arithmetic."""
     with torch.device("meta"):
         shadow = SpectralUNet(model.config)
         x, features = torch.empty(1, *model.config.sample_shape), torch.empty(1, model.feature_width)
-        return {name: tap.shape[1] for name, tap in shadow.denoise_with_taps(x, features)[1].items()}
+        return {name: tuple(tap.shape[1:]) for name, tap in shadow.denoise_with_taps(x, features)[1].items()}

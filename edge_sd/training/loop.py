@@ -6,6 +6,7 @@ Everything a step draws is a function of (seed, step), so a run that was killed 
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +81,11 @@ def train(
     batch_share = _share(config.batch_size, accelerator.num_processes, accelerator.process_index)
     ema = copy.deepcopy(learner.model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        learner.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        learner.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=config.weight_decay,
+        fused=accelerator.device.type in ("cpu", "cuda"),
     )
     start = load_state(out / STATE, settings, learner, ema, optimizer) if (out / STATE).exists() else 0
     if accelerator.is_main_process:
@@ -98,7 +103,7 @@ def train(
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+            torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)  # dropout
             batch = draw_batch(
                 data.pixels,
                 schedule,
@@ -196,6 +201,7 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> Checkpoint
     if overwrite:
         for name in (CHECKPOINT, STATE, METRICS):
             (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "samples", ignore_errors=True)
     if (out / CHECKPOINT).exists():
         found = load_checkpoint(out / CHECKPOINT)
         check_settings(out / CHECKPOINT, found.header.provenance.settings, settings)

@@ -213,8 +213,9 @@ def test_an_image_that_was_cut_short_is_named(suffix: str, share: float, tmp_pat
         read(tmp_path, 64)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # a damaged size
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "PPM"]), st.data())
+@given(kind=st.sampled_from(["PNG", "JPEG", "WEBP", "PPM"]), data=st.data())
 def test_any_damage_gives_pixels_or_an_error_of_ours(kind: str, data: st.DataObject, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     picture().save(buffer, kind)
@@ -223,6 +224,7 @@ def test_any_damage_gives_pixels_or_an_error_of_ours(kind: str, data: st.DataObj
         damaged[place] = data.draw(st.integers(0, 255))
     (tmp_path / "a.png").write_bytes(damaged)
     try:
-        assert read(tmp_path, resize=True).shape == (1, SIZE, SIZE, 3)
+        outcome: Any = read(tmp_path, resize=True).shape
     except EdgeSDError as error:
-        assert "a.png is not a readable image" in error.message
+        outcome = error.message
+    assert outcome == (1, SIZE, SIZE, 3) or "a.png is not a readable image" in outcome

@@ -1,6 +1,7 @@
 """Decibels against closed forms, and at the edges where a logarithm is not defined."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from edge_sd.evaluation import psnr_db, snr_db
 from edge_sd.evaluation.metrics import SAME_DB
+
+Measure = Callable[..., float]
 
 SHAPES = [(1,), (7,), (3, 8, 8), (2, 3, 16, 10), (1, 1, 1, 1)]
 
@@ -45,7 +48,7 @@ def test_snr_does_not_see_a_common_scale(values: list[float], scale: float) -> N
 
 
 @pytest.mark.parametrize("measure", [snr_db, psnr_db])
-def test_equal_arrays_read_the_upper_bound(measure: type[snr_db]) -> None:
+def test_equal_arrays_read_the_upper_bound(measure: Measure) -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 8, 8))
     assert measure(x, x) == SAME_DB == 200.0
     assert measure(np.zeros(5), np.zeros(5)) == SAME_DB
@@ -54,7 +57,7 @@ def test_equal_arrays_read_the_upper_bound(measure: type[snr_db]) -> None:
 
 @pytest.mark.parametrize("measure", [snr_db, psnr_db])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_reads_the_lower_bound(measure: type[snr_db], bad: float) -> None:
+def test_what_is_not_finite_reads_the_lower_bound(measure: Measure, bad: float) -> None:
     """One bad value among a thousand good ones is a broken sample, not a good one."""
     x = np.random.default_rng(0).uniform(-1, 1, 1000)
     other = x.copy()
@@ -75,9 +78,9 @@ def test_the_bounds_hold() -> None:
 
 @pytest.mark.parametrize("measure", [snr_db, psnr_db])
 @pytest.mark.parametrize("other", [(1,), (4, 1), (3,)])
-def test_arrays_of_other_shapes_are_not_compared(measure: type[snr_db], other: tuple[int, ...]) -> None:
+def test_arrays_of_other_shapes_are_not_compared(measure: Measure, other: tuple[int, ...]) -> None:
     """Also where NumPy would repeat the smaller one, and call two unlike arrays equal."""
-    with pytest.raises(ValueError, match="compare"):
+    with pytest.raises(ValueError, match=r"\(4,\)"):
         measure(np.zeros(4), np.zeros(other))
 
 

@@ -121,7 +121,7 @@ def test_feature_width_by_hand(make_model: MakeModel) -> None:
 @torch.no_grad()
 def test_context_is_the_end_of_the_features(make_model: MakeModel) -> None:
     model = make_model(context_dim=6, context_tokens=3)
-    x, t, _, context = inputs("context", model)
+    _, t, _, context = inputs("context", model)
     torch.testing.assert_close(model.temporal(t, None, context)[:, -18:], context.flatten(1))
 
 
@@ -140,8 +140,12 @@ def test_taps_are_named_by_where_and_how_wide(make_model: MakeModel) -> None:
     out, taps = model.denoise_with_taps(x, model.temporal(t))
     shapes = {name: tuple(tap.shape[1:]) for name, tap in taps.items()}
     assert shapes == {
-        "encoder 16": (8, 16, 16), "encoder 8": (16, 8, 8), "middle": (16, 8, 8), "decoder 8": (16, 8, 8), "decoder 16": (8, 16, 16),
-    }  # fmt: skip
+        "encoder 16": (8, 16, 16),
+        "encoder 8": (16, 8, 8),
+        "middle": (16, 8, 8),
+        "decoder 8": (16, 8, 8),
+        "decoder 16": (8, 16, 16),
+    }
     torch.testing.assert_close(out, model.conv_out(nn.functional.silu(model.norm_out(taps["decoder 16"]))), rtol=0, atol=0)
 
 

@@ -1,0 +1,470 @@
+"""The command line: what each verb does, what it says when it cannot, and the exit code that a script sees."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edge_sd
+from edge_sd.bundle import open_bundle
+from edge_sd.checkpoint import load_checkpoint
+from edge_sd.cli.main import main
+
+VERBS = ("run", "train", "distill", "sample", "export", "parity", "bench", "report", "doctor", "list")
+TINY = ("--size", "16", "--steps", "4", "--batch-size", "4", "--count", "8", "--sample-every", "0")
+
+
+class Outcome(NamedTuple):
+    """What a command left behind in the terminal."""
+
+    code: int
+    out: str
+    err: str
+
+    def failed_with(self, code: int, *said: str) -> bool:
+        """Whether it ended with `code` and two lines, error and what to try, that hold everything `said`."""
+        lines = [line for line in self.err.splitlines() if not re.match(r"[\w' ]+: (\d+/\d+|running)|exporting: |timing ", line)]
+        assert self.code == code, self
+        assert len(lines) == 2, lines
+        assert lines[0].startswith("error: "), lines
+        assert lines[1].startswith("try: "), lines
+        for one in said:
+            assert one in " ".join(lines)
+        return True
+
+
+def call(*arguments: object) -> Outcome:
+    """`edge-sd …` in this process; an exception that is no exit goes through, as the traceback that a user would see."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["edge-sd", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def call_outside(*arguments: object, **environment: str) -> Outcome:
+    """`python -m edge_sd …` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edge_sd", *map(str, arguments)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The happy path: teacher/, student/, student.edgesd and two grids, each made by its verb."""
+    work = tmp_path_factory.mktemp("work")
+    teacher, student = work / "teacher" / "checkpoint.safetensors", work / "student" / "checkpoint.safetensors"
+    for arguments in (
+        ("train", *TINY, "--preset", "tiny32", "-o", teacher.parent),
+        ("distill", "--teacher", teacher, *TINY, "-o", student.parent),
+        ("sample", student, "-n", 3, "--steps", 3, "--seed", 1, "-o", work / "student.png"),
+        ("export", student, "--target", "onnx", "--steps", 3, "--seed", 1, "-o", work / "student.edgesd"),
+        ("sample", work / "student.edgesd", "-n", 3, "--seed", 1, "-o", work / "bundle.png"),
+    ):
+        done = call(*arguments)
+        assert done.code == 0, done
+        assert "wrote" in done.err
+        assert not done.out
+    return work
+
+
+@pytest.fixture
+def checkpoint(work: Path) -> Path:
+    return work / "student" / "checkpoint.safetensors"
+
+
+@pytest.fixture
+def bundle(work: Path) -> Path:
+    return work / "student.edgesd"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, full before a training of `TINY` ends."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def images(folder: Path, *sizes: tuple[int, int]) -> Path:
+    """A folder of as many pictures."""
+    folder.mkdir()
+    for number, (width, height) in enumerate(sizes):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+# What it is
+
+
+def test_the_version() -> None:
+    assert call("--version") == Outcome(0, f"edge-sd {edge_sd.__version__}\n", "")
+
+
+def test_the_module_is_the_command() -> None:
+    assert call_outside("--version") == Outcome(0, f"edge-sd {edge_sd.__version__}\n", "")
+
+
+def test_help_names_every_verb_and_every_exit_code() -> None:
+    said = call("--help").out
+    for verb in VERBS:
+        assert re.search(rf"^  {verb} ", said, re.MULTILINE)
+    for code in range(6):
+        assert f"{code} " in said[said.index("Exit codes") :]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example(verb: str) -> None:
+    done = call(verb, "--help")
+    assert done.code == 0
+    assert re.search(rf"^\s*Example:\s+edge-sd\s+{verb}\b", done.out, re.MULTILINE)
+
+
+# The happy path
+
+
+def test_training_and_distilling_leave_checkpoints(work: Path) -> None:
+    teacher = load_checkpoint(work / "teacher" / "checkpoint.safetensors").header
+    student = load_checkpoint(work / "student" / "checkpoint.safetensors").header
+    assert (teacher.provenance.made_by, teacher.provenance.steps, teacher.model.image_size) == ("train", 4, 16)
+    assert (student.provenance.made_by, student.provenance.parents) == ("distill", {"teacher": teacher.digest})
+
+
+def test_a_finished_training_given_again_changes_nothing(work: Path) -> None:
+    file = work / "teacher" / "checkpoint.safetensors"
+    before = file.stat()
+    assert call("train", *TINY, "--preset", "tiny32", "-o", file.parent).code == 0
+    assert file.stat() == before
+
+
+def test_a_bundle_draws_what_its_checkpoint_draws(work: Path) -> None:
+    ours, theirs = (np.asarray(Image.open(work / name)).astype(int) for name in ("bundle.png", "student.png"))
+    assert ours.shape == (2 * 17 - 1, 2 * 17 - 1, 3)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_bundle_can_be_drawn_from_by_another_plan(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    choice = ("--solver", "ddim", "--steps", 2, "--eta", 0.5, "-n", 1, "--scale", 2)
+    assert call("sample", bundle, *choice, "-o", tmp_path / "b.png").code == 0
+    assert call("sample", checkpoint, *choice, "-o", tmp_path / "c.png").code == 0
+    ours, theirs = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("b.png", "c.png"))
+    assert ours.shape == (32, 32, 3)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_parity_prints_every_step_and_the_verdict(bundle: Path) -> None:
+    done = call("parity", bundle)
+    assert done.code == 0
+    assert "onnxruntime: passed: the worst step is" in done.out
+    assert all(title in done.out for title in ("teacher-forced dB", "free-running dB", "SNR = "))
+
+
+def test_bench_prints_its_figures(bundle: Path) -> None:
+    done = call("bench", bundle, "--threads", 1, "--warmup", 2, "--iterations", 5)
+    assert done.code == 0
+    assert "2 warm-up calls left out" in done.out
+    assert "p90 ms" in done.out
+
+
+# JSON
+
+
+@pytest.mark.parametrize("kind", ["presets", "solvers", "targets", "runtimes", "devices"])
+def test_lists_are_clean_json(kind: str) -> None:
+    done = call("list", kind, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert all(row[kind.removesuffix("s")] for row in json.loads(done.out))
+
+
+def test_lists_for_people_hold_the_same_names() -> None:
+    names = [row["solver"] for row in json.loads(call("list", "solvers", "--json").out)]
+    table = call("list", "solvers").out
+    assert all(name in table for name in names)
+
+
+def test_parity_is_clean_json_even_where_it_fails(bundle: Path) -> None:
+    done = call("parity", bundle, "--runtime", "onnxruntime", "--runtime", "torch", "--gate", 300, "--json")
+    assert done.failed_with(3, "onnxruntime: FAILED", "torch: FAILED")
+    assert [(result["runtime"], result["passed"]) for result in json.loads(done.out)] == [
+        ("onnxruntime", False),
+        ("torch", False),
+    ]
+
+
+def test_bench_is_clean_json_and_the_same_on_disk(bundle: Path, tmp_path: Path) -> None:
+    done = call("bench", bundle, "--threads", 1, "--warmup", 1, "--iterations", 3, "--json", "-o", tmp_path / "bench.json")
+    assert done.code == 0
+    (result,) = json.loads(done.out)
+    assert len(result["samples_ms"]) == 3
+    assert json.loads((tmp_path / "bench.json").read_text()) == result
+
+
+def test_doctor_is_clean_json() -> None:
+    done = call_outside("doctor", "--json")
+    assert (done.code, done.err) == (0, "")
+    findings = {finding["subject"]: finding["state"] for finding in json.loads(done.out)}
+    assert {"python", "cores", "memory", "torch", "runtime torch", "runtime onnxruntime"} <= findings.keys()
+    assert set(findings.values()) <= {"ok", "missing", "untested"}
+
+
+# Data
+
+
+def test_images_of_several_sizes(tmp_path: Path) -> None:
+    folder = images(tmp_path / "photos", (16, 16), (40, 24), (9, 30))
+    arguments = ("train", "--data", folder, "--size", 16, "--steps", 1, "--batch-size", 2, "--sample-every", 0)
+    done = call(*arguments, "-o", tmp_path / "out")
+    assert done.failed_with(1, "1.png is 40×24, and the model takes 16×16", "--resize")
+    assert not (tmp_path / "out").exists()
+    assert call(*arguments, "-o", tmp_path / "out", "--resize").code == 0
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors").header.provenance.data == "3 images of photos"
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n0000"])
+def test_an_image_that_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    folder = images(tmp_path / "photos", (16, 16))
+    (folder / "bad.png").write_bytes(content)
+    done = call("train", "--data", folder, *TINY[:-4], "-o", tmp_path / "out")
+    assert done.failed_with(1, "bad.png is not a readable image")
+
+
+def test_an_image_that_was_cut_short(tmp_path: Path) -> None:
+    folder = images(tmp_path / "photos", (16, 16), (16, 16))
+    file = folder / "1.png"
+    file.write_bytes(file.read_bytes()[:-400])
+    assert call("train", "--data", folder, *TINY[:-4], "-o", tmp_path / "out").failed_with(1, "1.png is not a readable image")
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "without images"])
+def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    if kind == "file":
+        folder.write_text("no folder")
+    elif kind != "missing":
+        folder.mkdir()
+    if kind == "without images":
+        (folder / "notes.txt").write_text("no image")
+    assert call("train", "--data", folder, *TINY, "-o", tmp_path / "out").failed_with(2, "photos")
+
+
+# What cannot be meant: exit code 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "--size", "30", "-o", "OUT"), ["image_size 30 cannot be halved 2 times", "28", "32"]),
+        (("train", "--size", "0", "-o", "OUT"), ["--size 0"]),
+        (("train", "--preset", "huge", "-o", "OUT"), ["unknown preset 'huge'", "tiny32"]),
+        (("train", "--precision", "fp8", "-o", "OUT"), ["precision"]),
+        (("train", "--learning-rate", "nan", "-o", "OUT"), ["learning_rate"]),
+        (("train", *TINY, "-o", "CHECKPOINT"), ["is a file"]),
+        (("train", *TINY, "-o", "BUNDLE"), ["is no training run"]),
+        (("train", "--preset", "church-sd", "-o", "OUT", *TINY), ["channels"]),
+        (("distill", "--teacher", "CHECKPOINT", "--alpha", "1", "-o", "OUT"), ["alpha"]),
+        (("sample", "CHECKPOINT", "--solver", "euler", "-o", "OUT"), ["unknown solver 'euler'", "ddim, ddpm, dpmpp, unipc"]),
+        (("sample", "CHECKPOINT", "--steps", "0", "-o", "OUT"), ["0 steps", "--steps 20"]),
+        (("sample", "BUNDLE", "--steps", "0", "-o", "OUT"), ["0 steps"]),
+        (("sample", "CHECKPOINT", "--spacing", "wide", "-o", "OUT"), ["unknown spacing 'wide'", "trailing"]),
+        (("sample", "CHECKPOINT", "--solver", "ddim", "--eta", "2", "-o", "OUT"), ["eta 2.0 is not in [0, 1]"]),
+        (("sample", "CHECKPOINT", "--runtime", "onnxruntime", "-o", "OUT"), ["a checkpoint runs in torch"]),
+        (("sample", "EMPTY", "-o", "OUT"), ["is not a bundle"]),
+        (("sample", "CHECKPOINT", "-o", "CHECKPOINT"), ["exists", "--overwrite"]),
+        (("export", "CHECKPOINT", "--target", "onnx", "--steps", "0", "-o", "OUT.edgesd"), ["0 steps"]),
+        (("export", "CHECKPOINT", "--target", "tflite", "-o", "OUT.edgesd"), ["unknown target 'tflite'", "onnx"]),
+        (("export", "CHECKPOINT", "--target", "onnx", "--solver", "euler", "-o", "OUT.edgesd"), ["unknown solver 'euler'"]),
+        (("export", "CHECKPOINT", "--target", "onnx", "-o", "OUT"), ["a bundle's name ends in .edgesd"]),
+        (("export", "CHECKPOINT", "--target", "onnx", "-o", "BUNDLE"), ["exists", "--overwrite"]),
+        (("export", "CHECKPOINT", "--target", "onnx", "--overwrite", "-o", "EMPTY.edgesd"), ["is no bundle"]),
+        (("parity", "EMPTY"), ["is not a bundle"]),
+        (("parity", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'", "onnxruntime, torch"]),
+        (("parity", "BUNDLE", "--runtime", "torch", "--runtime", "onnxruntime", "-o", "OUT"), ["one runtime"]),
+        (("bench", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'"]),
+        (("bench", "BUNDLE", "--device", "phone"), ["unknown device 'phone'", "host"]),
+        (("run", "OUT.yaml"), ["cannot read", "demo"]),
+    ],
+)
+def test_what_cannot_be_meant_is_exit_code_2(
+    arguments: tuple[str, ...], said: list[str], checkpoint: Path, bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("empty", "empty.edgesd"):
+        (tmp_path / name).mkdir()
+    places = {
+        "CHECKPOINT": checkpoint, "BUNDLE": bundle, "OUT": tmp_path / "out", "OUT.edgesd": tmp_path / "out.edgesd",
+        "OUT.yaml": tmp_path / "out.yaml", "EMPTY": tmp_path / "empty", "EMPTY.edgesd": tmp_path / "empty.edgesd",
+    }  # fmt: skip
+    assert call(*(places.get(argument, argument) for argument in arguments)).failed_with(2, *said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.edgesd"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--stpes", "3", "-o", "out"), ("paint",), ("list", "colours"), ("train", "--steps", "0", "-o", "out"),
+        ("train", "--steps", "many", "-o", "out"), ("train",), ("export", "x.safetensors"), ("sample",),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_parsed_is_exit_code_2(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser's own errors keep its form."""
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "Error: " in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", *TINY, "--seed", 2**64, "-o", "OUT"),
+        ("train", *TINY, "--min-radius", "inf", "-o", "OUT"),
+        ("train", *TINY, "--learning-rate", "inf", "-o", "OUT"),
+        ("sample", "CHECKPOINT", "-n", 1, "--steps", 1, "--seed", 2**64, "-o", "OUT"),
+        ("export", "CHECKPOINT", "--target", "onnx", "--steps", 1, "--seed", 2**64, "-o", "OUT.edgesd"),
+    ],
+)
+def test_a_number_beyond_all_measure_is_exit_code_2(arguments: tuple[Any, ...], checkpoint: Path, tmp_path: Path) -> None:
+    """Whether the parser finds it or we do."""
+    places = {"CHECKPOINT": checkpoint, "OUT": tmp_path / "out", "OUT.edgesd": tmp_path / "out.edgesd"}
+    done = call(*(places.get(argument, argument) for argument in arguments))
+    assert done.code == 2, done
+    assert not list(tmp_path.iterdir())
+
+
+# What does not work: exit code 1
+
+
+@pytest.mark.parametrize("verb", ["sample", "export", "distill"])
+def test_a_checkpoint_that_was_cut_short(verb: str, checkpoint: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(checkpoint.read_bytes()[:-1000])
+    arguments = {
+        "sample": (cut, "-o", tmp_path / "x.png"),
+        "export": (cut, "--target", "onnx", "-o", tmp_path / "x.edgesd"),
+        "distill": ("--teacher", cut, *TINY, "-o", tmp_path / "x"),
+    }[verb]
+    assert call(verb, *arguments).failed_with(1, "cut.safetensors", "safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("sample", "MISSING", "-o", "x.png"), ("export", "MISSING", "--target", "onnx"), ("report", "MISSING")]
+)
+def test_what_is_missing_is_named(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = tmp_path / "missing"
+    assert call(*(missing if argument == "MISSING" else argument for argument in arguments)).failed_with(1, "missing")
+
+
+@pytest.mark.parametrize("verb", ["parity", "bench", "sample"])
+def test_a_bundle_with_a_changed_byte(verb: str, bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(bundle, tmp_path / "copied.edgesd"))
+    data = bytearray((copied / "denoiser.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / "denoiser.onnx").write_bytes(data)
+    output = ("-o", tmp_path / "x.png") if verb == "sample" else ()
+    assert call(verb, copied, *output).failed_with(1, "denoiser.onnx has changed since it was exported")
+
+
+def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(bundle, tmp_path / "copied.edgesd"))
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["programs"] = [program for program in manifest["programs"] if program["target"] == "torch"]
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    for verb in ("parity", "bench"):
+        assert call(verb, copied).failed_with(1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx")
+
+
+def test_other_settings_than_those_of_the_run(work: Path) -> None:
+    done = call("train", *TINY, "--lr", "0.5", "--preset", "tiny32", "-o", work / "teacher")
+    assert done.failed_with(1, "train.learning_rate was 0.001, now 0.5", "--overwrite")
+
+
+def test_a_training_that_ends_out_of_bounds_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """The last step's loss was finite; the weights that it left are not."""
+    done = call("train", *TINY, "--steps", 1, "--lr", 1e39, "-o", tmp_path / "out")
+    assert done.failed_with(1)
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_a_full_disk_in_training(small_disk: Path) -> None:
+    done = call("train", *TINY, "--save-every", 1, "-o", small_disk / "out")
+    assert done.failed_with(1, "no space left on the disk", "free some space")
+    assert not list(small_disk.rglob("*.part"))
+    assert not list(small_disk.rglob("checkpoint.safetensors"))
+
+
+def test_an_interrupted_training_says_that_it_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["train", "--size", "16", "--count", "8", "--batch-size", "4", "--steps", "100000", "--save-every", "2"]
+    command = [sys.executable, "-m", "edge_sd", *arguments, "-o", str(out)]
+    # A shell's background jobs ignore interrupts, and children inherit that.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (out / "state.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode > 0
+    assert "interrupted; the same command goes on" in err
+    assert "Traceback" not in err
+
+
+# Parity: exit code 3
+
+
+def test_a_gate_out_of_reach_is_exit_code_3(bundle: Path, tmp_path: Path) -> None:
+    done = call("parity", bundle, "--gate", 300, "-o", tmp_path / "parity.json")
+    assert done.failed_with(3, "onnxruntime: FAILED: the worst step is", "the gate is 300 dB")
+    assert "teacher-forced dB" in done.out
+    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+
+
+# A broken installation: exit code 5
+
+
+def broken(name: str, folder: Path) -> str:
+    """A search path on which a package fails to import."""
+    (folder / f"{name}.py").write_text("raise ImportError('lib of a packager that never tried it')\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("package", ["accelerate", "torch"])
+def test_doctor_names_what_is_broken(package: str, tmp_path: Path) -> None:
+    done = call_outside("doctor", PYTHONPATH=broken(package, tmp_path))
+    assert done.failed_with(5, f"{package} is broken", "does not import", f"pip install '{package}")
+    assert re.search(rf"{package} .*broken", done.out)
+
+
+def test_a_verb_that_needs_what_is_broken_points_to_the_doctor(checkpoint: Path, tmp_path: Path) -> None:
+    done = call_outside("sample", checkpoint, "-o", tmp_path / "x.png", PYTHONPATH=broken("torch", tmp_path))
+    assert done.failed_with(5, "torch", "edge-sd doctor")
+
+
+def test_the_bundle_of_these_tests_is_whole(bundle: Path) -> None:
+    """No test above may have changed what the others use."""
+    assert open_bundle(bundle).manifest.name == "student"
