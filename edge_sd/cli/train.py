@@ -11,7 +11,7 @@ def train(
     resize: option.Resize = False,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
-    preset: option.PresetName = "tiny32",
+    preset: option.PresetName = "tiny16",
     size: option.Size = None,
     steps: option.Steps = 10_000,
     batch_size: option.BatchSize = 32,

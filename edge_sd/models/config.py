@@ -41,16 +41,16 @@ class ModelConfig(Record):
         if self.image_size % 2**halvings:
             raise ValueError(
                 f"image_size {self.image_size} cannot be halved {halvings} times, as {len(self.multipliers)} levels need; "
-                f"the nearest sizes that can are {self.image_size // 2**halvings * 2**halvings} "
-                f"and {(self.image_size // 2**halvings + 1) * 2**halvings}"
+                f"a multiple of {2**halvings} can"
             )
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError("give either heads or head_channels")
-        for multiplier in self.multipliers:
+        for level, multiplier in enumerate(self.multipliers):
             channels = self.width * multiplier
             if channels % self.norm_groups:
                 raise ValueError(f"{channels} channels cannot be split into {self.norm_groups} norm groups")
-            if channels % (self.heads or self.head_channels or 1):
+            attends = 2**level in self.attention or level == halvings
+            if attends and channels % (self.heads or self.head_channels or 1):
                 raise ValueError(f"{channels} channels cannot be split into heads ({self.heads=}, {self.head_channels=})")
         if self.class_conditioning == "context" and (self.num_classes is None or self.context_dim is None):
             raise ValueError("class_conditioning 'context' needs num_classes and context_dim")

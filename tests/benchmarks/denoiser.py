@@ -26,7 +26,7 @@ from edge_sd.runtimes import find_runtime
 BLOCKS, CALLS = 24, 4
 
 
-def main(preset_name: str = "tiny32", threads: int = 2) -> None:
+def main(preset_name: str = "tiny16", threads: int = 2) -> None:
     """Measure and print."""
     preset = PRESETS[preset_name]
     torch.manual_seed(0)

@@ -71,7 +71,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     teacher, student = work / "teacher" / "checkpoint.safetensors", work / "student" / "checkpoint.safetensors"
     for arguments in (
-        ("train", *TINY, "--preset", "tiny32", "-o", teacher.parent),
+        ("train", *TINY, "--preset", "tiny16", "-o", teacher.parent),
         ("distill", "--teacher", teacher, *TINY, "-o", student.parent),
         ("sample", student, "-n", 3, "--steps", 3, "--seed", 1, "-o", work / "student.png"),
         ("export", student, "--target", "onnx", "--steps", 3, "--seed", 1, "-o", work / "student.edgesd"),
@@ -152,7 +152,7 @@ def test_training_and_distilling_leave_checkpoints(work: Path) -> None:
 def test_a_finished_training_given_again_changes_nothing(work: Path) -> None:
     file = work / "teacher" / "checkpoint.safetensors"
     before = file.stat()
-    assert call("train", *TINY, "--preset", "tiny32", "-o", file.parent).code == 0
+    assert call("train", *TINY, "--preset", "tiny16", "-o", file.parent).code == 0
     assert file.stat() == before
 
 
@@ -274,7 +274,7 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
     [
         (("train", "--size", "30", "-o", "OUT"), ["image_size 30 cannot be halved 2 times", "28", "32"]),
         (("train", "--size", "0", "-o", "OUT"), ["--size 0"]),
-        (("train", "--preset", "huge", "-o", "OUT"), ["unknown preset 'huge'", "tiny32"]),
+        (("train", "--preset", "huge", "-o", "OUT"), ["unknown preset 'huge'", "tiny16"]),
         (("train", "--precision", "fp8", "-o", "OUT"), ["precision"]),
         (("train", "--learning-rate", "nan", "-o", "OUT"), ["learning_rate"]),
         (("train", *TINY, "-o", "CHECKPOINT"), ["is a file"]),
@@ -397,7 +397,7 @@ def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, bundle
 
 
 def test_other_settings_than_those_of_the_run(work: Path) -> None:
-    done = call("train", *TINY, "--lr", "0.5", "--preset", "tiny32", "-o", work / "teacher")
+    done = call("train", *TINY, "--lr", "0.5", "--preset", "tiny16", "-o", work / "teacher")
     assert done.failed_with(1, "train.learning_rate was 0.001, now 0.5", "--overwrite")
 
 

@@ -53,7 +53,7 @@ def test_each_preset_names_a_schedule_and_can_be_counted(name: str) -> None:
 
 
 def test_a_student_is_smaller_than_its_teacher() -> None:
-    student, teacher = counted_preset("tiny32"), counted_preset("tiny32-teacher")
+    student, teacher = counted_preset("tiny16"), counted_preset("tiny16-teacher")
     assert student.parameters < teacher.parameters
     assert student.macs < teacher.macs
 

@@ -179,10 +179,10 @@ def test_classes_and_contexts_that_are_missing_or_unwanted(make_model: MakeModel
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"image_size": 17}, "17 cannot be halved 1 times.*16 and 18"),
-        ({"image_size": 18, "multipliers": (1, 2, 2)}, "18 cannot be halved 2 times.*16 and 20"),
+        ({"image_size": 17}, "17 cannot be halved 1 times.*a multiple of 2 can"),
+        ({"image_size": 18, "multipliers": (1, 2, 2)}, "18 cannot be halved 2 times.*a multiple of 4 can"),
         ({"norm_groups": 3}, "8 channels cannot be split into 3 norm groups"),
-        ({"head_channels": 3}, "8 channels cannot be split into heads"),
+        ({"head_channels": 3}, "16 channels cannot be split into heads"),
         ({"heads": 2}, "either heads or head_channels"),
         ({"head_channels": None}, "either heads or head_channels"),
         ({"class_conditioning": "context", "num_classes": 5}, "needs num_classes and context_dim"),

@@ -28,8 +28,8 @@ def make_config() -> Callable[..., dict[str, Any]]:
     config = {
         "name": "small",
         "data": {"count": 16, "min_radius": 4.0},
-        "teacher": {"preset": "tiny32-teacher", "model": model, "train": {**train, "sample_every": 10}},
-        "student": {"preset": "tiny32", "model": model, "train": train},
+        "teacher": {"preset": "tiny16-teacher", "model": model, "train": {**train, "sample_every": 10}},
+        "student": {"preset": "tiny16", "model": model, "train": train},
         "sample": {"steps": 3, "count": 4},
         "export": {"goldens": 1},
         "parity": {"runtimes": ["onnxruntime", "torch"]},
