@@ -58,7 +58,7 @@ def summary(report: RunReport) -> list[str]:
         f"The student's spectrum is {gaps['student']:.2f} dB off the real images', the teacher's {gaps['teacher']:.2f} dB "
         f"(mean over radii, {report.sample_count} samples each)."
     )
-    lines += [result.verdict[0].upper() + result.verdict[1:] + "." for result in report.parity]
+    lines += [f"Parity of {result.verdict}." for result in report.parity]
     lines.append(f"The exported student's samples against the student's, same noise: PSNR {report.exported_psnr_db:.1f} dB.")
     for result in report.bench:
         p50, p90 = result.latency.p50_ms, result.latency.p90_ms

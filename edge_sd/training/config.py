@@ -12,7 +12,7 @@ class TrainConfig(Record):
 
     Attributes:
         batch_size: images a step, over all processes.
-        learning_rate: the peak, after `warmup` steps; then it falls as `decay` says, to 0 at the last step.
+        learning_rate: the peak, after `warmup` steps; then it falls as `decay` says, towards 0.
         ema_decay: of the average whose weights become the checkpoint; reached as (1 + step) / (10 + step) rises.
         clip: largest norm of the gradient.
         precision: "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions.

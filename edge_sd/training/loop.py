@@ -40,7 +40,7 @@ class Progress:
 
     Attributes:
         step, steps: done and in all.
-        terms: the loss's terms of this step, weighted, over this process's share.
+        terms: the loss's terms of this step, weighted, over the whole batch.
         images_per_s: since the (re)start, over all processes.
     """
 
@@ -115,7 +115,8 @@ def train(
             )
             with autocast:
                 terms: dict[str, Tensor] = wrapped(*(v.to(accelerator.device) for v in (batch.x0, batch.noise, batch.t)))
-            values = {name: value.item() for name, value in terms.items()}
+            means = accelerator.reduce(torch.stack([value.detach() for value in terms.values()]), "mean")
+            values = dict(zip(terms, means.tolist(), strict=True))
             _refuse_non_finite(values, step, last_good)
             accelerator.backward(sum(terms.values()))
             norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip).item()
@@ -125,9 +126,9 @@ def train(
             _average(ema, learner.model, min(config.ema_decay, (1 + step) / (10 + step)))
             done = step + 1
             speed = (done - start) * config.batch_size / (time.perf_counter() - began)
-            observe(Progress(done, config.steps, values, speed))
             if not accelerator.is_main_process:
                 continue
+            observe(Progress(done, config.steps, values, speed))
             record = {
                 "step": done,
                 **values,
