@@ -144,7 +144,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], Path]:
             shutil.copy(ROOT / name, copy / name)
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)],
-        check=True, capture_output=True,
+        cwd=copy, check=True, capture_output=True,
     )  # fmt: skip
     (built,) = (copy / "dist").glob("*.whl")
     with zipfile.ZipFile(built) as archive:
@@ -215,7 +215,7 @@ def test_a_heavy_package_is_imported_late_and_by_its_wrapper_alone(package: str,
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from edge_sd.cli.main import main\n"
@@ -223,7 +223,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = HEAVY & set(done.stderr.split())
     assert not loaded
 

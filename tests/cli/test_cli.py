@@ -22,6 +22,7 @@ import edge_sd
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
 from edge_sd.cli.main import main
+from edge_sd.export import export_bundle
 
 VERBS = ("run", "train", "distill", "sample", "export", "parity", "bench", "report", "doctor", "list")
 TINY = ("--size", "16", "--steps", "4", "--batch-size", "4", "--count", "8", "--sample-every", "0")
@@ -56,11 +57,11 @@ def call(*arguments: object) -> Outcome:
     return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def call_outside(*arguments: object, **environment: str) -> Outcome:
-    """`python -m edge_sd …` in a process of its own."""
+def call_outside(folder: Path, *arguments: object, **environment: str) -> Outcome:
+    """`python -m edge_sd …` in a process of its own, in a folder that holds no edge_sd/ to be imported by accident."""
     done = subprocess.run(
         [sys.executable, "-m", "edge_sd", *map(str, arguments)],
-        env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
+        cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -120,8 +121,8 @@ def test_the_version() -> None:
     assert call("--version") == Outcome(0, f"edge-sd {edge_sd.__version__}\n", "")
 
 
-def test_the_module_is_the_command() -> None:
-    assert call_outside("--version") == Outcome(0, f"edge-sd {edge_sd.__version__}\n", "")
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    assert call_outside(tmp_path, "--version") == Outcome(0, f"edge-sd {edge_sd.__version__}\n", "")
 
 
 def test_help_names_every_verb_and_every_exit_code() -> None:
@@ -218,8 +219,8 @@ def test_bench_is_clean_json_and_the_same_on_disk(bundle: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "bench.json").read_text()) == result
 
 
-def test_doctor_is_clean_json() -> None:
-    done = call_outside("doctor", "--json")
+def test_doctor_is_clean_json(tmp_path: Path) -> None:
+    done = call_outside(tmp_path, "doctor", "--json")
     assert (done.code, done.err) == (0, "")
     findings = {finding["subject"]: finding["state"] for finding in json.loads(done.out)}
     assert {"python", "cores", "memory", "torch", "runtime torch", "runtime onnxruntime"} <= findings.keys()
@@ -272,7 +273,7 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("train", "--size", "30", "-o", "OUT"), ["image_size 30 cannot be halved 2 times", "28", "32"]),
+        (("train", "--size", "30", "-o", "OUT"), ["image_size 30 cannot be halved 2 times"]),
         (("train", "--size", "0", "-o", "OUT"), ["--size 0"]),
         (("train", "--preset", "huge", "-o", "OUT"), ["unknown preset 'huge'", "tiny16"]),
         (("train", "--precision", "fp8", "-o", "OUT"), ["precision"]),
@@ -387,13 +388,11 @@ def test_a_bundle_with_a_changed_byte(verb: str, bundle: Path, tmp_path: Path) -
     assert call(verb, copied, *output).failed_with(1, "denoiser.onnx has changed since it was exported")
 
 
-def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
-    copied = Path(shutil.copytree(bundle, tmp_path / "copied.edgesd"))
-    manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["programs"] = [program for program in manifest["programs"] if program["target"] == "torch"]
-    (copied / "manifest.json").write_text(json.dumps(manifest))
+def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bare.edgesd"
+    export_bundle(load_checkpoint(checkpoint), path, [], steps=2)
     for verb in ("parity", "bench"):
-        assert call(verb, copied).failed_with(1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx")
+        assert call(verb, path).failed_with(1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx")
 
 
 def test_other_settings_than_those_of_the_run(work: Path) -> None:
@@ -421,7 +420,7 @@ def test_an_interrupted_training_says_that_it_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_sd", *arguments, "-o", str(out)]
     # A shell's background jobs ignore interrupts, and children inherit that.
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 120
@@ -449,19 +448,19 @@ def test_a_gate_out_of_reach_is_exit_code_3(bundle: Path, tmp_path: Path) -> Non
 
 def broken(name: str, folder: Path) -> str:
     """A search path on which a package fails to import."""
-    (folder / f"{name}.py").write_text("raise ImportError('lib of a packager that never tried it')\n")
+    (folder / f"{name}.py").write_text(f"raise ImportError('{name}: undefined symbol')\n")
     return str(folder)
 
 
 @pytest.mark.parametrize("package", ["accelerate", "torch"])
 def test_doctor_names_what_is_broken(package: str, tmp_path: Path) -> None:
-    done = call_outside("doctor", PYTHONPATH=broken(package, tmp_path))
+    done = call_outside(tmp_path, "doctor", PYTHONPATH=broken(package, tmp_path))
     assert done.failed_with(5, f"{package} is broken", "does not import", f"pip install '{package}")
     assert re.search(rf"{package} .*broken", done.out)
 
 
 def test_a_verb_that_needs_what_is_broken_points_to_the_doctor(checkpoint: Path, tmp_path: Path) -> None:
-    done = call_outside("sample", checkpoint, "-o", tmp_path / "x.png", PYTHONPATH=broken("torch", tmp_path))
+    done = call_outside(tmp_path, "sample", checkpoint, "-o", tmp_path / "x.png", PYTHONPATH=broken("torch", tmp_path))
     assert done.failed_with(5, "torch", "edge-sd doctor")
 
 
