@@ -84,7 +84,10 @@ class Checkpoint:
         found = {name: value.shape for name, value in self.weights.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
-                raise EdgeSDError(f"weights do not fit the model: {name} is {found.get(name)}, expected {expected.get(name)}")
+                raise EdgeSDError(
+                    f"weights do not fit the model: {name} is {found.get(name)}, expected {expected.get(name)}",
+                    "give a file that edge-sd wrote",
+                )
         model.load_state_dict({name: torch.from_numpy(value) for name, value in self.weights.items()})
         return model.eval()
 

@@ -19,13 +19,13 @@ class EdgeSDError(Exception):
 
     code: ExitCode = ExitCode.FAILURE
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} (try: {self.hint})" if self.hint else self.message
+        return f"{self.message} (try: {self.hint})"
 
 
 class UsageError(EdgeSDError):

@@ -48,7 +48,9 @@ class OnnxTarget(Target):
                 f"the ONNX export failed: {error}", "edge-sd doctor shows the versions that were tested together"
             ) from error
         if exported is None:
-            raise EdgeSDError("the ONNX export returned nothing")
+            raise EdgeSDError("the ONNX export returned nothing", "edge-sd doctor shows the versions that were tested together")
+        for node in exported.model.graph.all_nodes():  # folders and source lines of this machine
+            node.metadata_props.clear()
         exported.model.metadata_props["edge_sd.contract"] = contract.model_dump_json()
         exported.save(folder / "denoiser.onnx", external_data=_needs_external_data(program))
         return "denoiser.onnx"

@@ -95,7 +95,8 @@ def compare(
     free = forced.copy()
     final_snr, final_psnr = [], []
     for index, reference in enumerate(golden.trajectories):
-        own = trace(plan, session, golden.header.seed, index)
+        with np.errstate(all="ignore"):  # what is not finite is reported below
+            own = trace(plan, session, golden.header.seed, index)
         for row in range(len(plan)):
             prediction = session(reference.samples[row : row + 1], plan.features[row : row + 1])[0]
             forced[index, row] = snr_db(reference.predictions[row], prediction)

@@ -26,5 +26,7 @@ class TorchRuntime(Runtime):
             torch.set_num_threads(threads)
         checkpoint = load_checkpoint(bundle.path / bundle.program(self.target).file)
         if checkpoint.header.digest != bundle.manifest.weights_digest:
-            raise EdgeSDError(f"{bundle.path}: the reference is of other weights than the manifest says")
+            raise EdgeSDError(
+                f"{bundle.path}: the reference is of other weights than the manifest says", "export the bundle again"
+            )
         return TorchSession(checkpoint.build())

@@ -1,7 +1,7 @@
 """Reading and writing a bundle: the folder NAME.edgesd/ that travels to a device."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_sd.bundle.golden import Golden, load_golden
@@ -11,6 +11,7 @@ from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import new_folder, read_model, sha256, write_model
 
 SUFFIX = ".edgesd"
+_AGAIN = "copy or export the bundle again"
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,20 @@ def open_bundle(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is not a bundle: it has no {MANIFEST}", "give a folder that edge-sd export wrote")
     manifest = read_model(Manifest, path / MANIFEST)
+    if manifest.digest != manifest.computed_digest():
+        raise EdgeSDError(f"{path}: {MANIFEST} has changed since it was exported", _AGAIN)
     for name, entry in manifest.files.items():
         file = path / name
         if not file.is_file() or file.is_symlink():
-            raise EdgeSDError(f"{path}: {name} is missing", "copy or export the bundle again")
+            raise EdgeSDError(f"{path}: {name} is missing", _AGAIN)
         if file.stat().st_size != entry.bytes or sha256(file) != entry.sha256:
-            raise EdgeSDError(
-                f"{path}: {name} has changed since it was exported (its SHA-256 differs)", "copy or export the bundle again"
-            )
+            raise EdgeSDError(f"{path}: {name} has changed since it was exported (its SHA-256 differs)", _AGAIN)
     plan = load_plan(path / PLAN)
     if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
-        raise EdgeSDError(f"{path}: the plan is of another schedule or prediction than the model")
+        raise EdgeSDError(f"{path}: the plan is of another schedule or prediction than the model", _AGAIN)
     features = manifest.contract.inputs[1].shape[1]
     if plan.header.feature_width != features:
-        raise EdgeSDError(f"{path}: the plan has {plan.header.feature_width} time features, the program takes {features}")
+        raise EdgeSDError(f"{path}: the plan has {plan.header.feature_width} time features, the program takes {features}", _AGAIN)
     return Bundle(path, manifest, plan, load_golden(path / GOLDEN, len(plan), manifest.model.sample_shape))
 
 
@@ -73,8 +74,9 @@ def write_bundle(path: Path, fill: Callable[[Path], Manifest], *, overwrite: boo
     if overwrite and path.exists() and not (path / MANIFEST).exists():
         raise UsageError(f"{path} exists and is no bundle; it will not be replaced", "choose another -o")
     with new_folder(path, overwrite=overwrite) as folder:
-        write_model(folder / MANIFEST, fill(folder))
-    return open_bundle(path)
+        write_model(folder / MANIFEST, fill(folder).sealed())
+        bundle = open_bundle(folder)
+    return replace(bundle, path=path)
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:

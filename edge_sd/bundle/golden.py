@@ -87,5 +87,7 @@ def load_golden(path: Path, steps: int, shape: tuple[int, int, int]) -> Golden:
     found = {name: value.shape for name, value in tensors.items()}
     wanted = {f"{index}.{name}": size for index in range(count) for name, size in expected.items()}
     if not count or found != wanted or any(value.dtype != np.float32 for value in tensors.values()):
-        raise EdgeSDError(f"{path} does not hold float32 trajectories of {steps} steps and shape {shape}: {found}")
+        raise EdgeSDError(
+            f"{path} does not hold float32 trajectories of {steps} steps and shape {shape}: {found}", "export the bundle again"
+        )
     return Golden(header, tuple(Trajectory(*(tensors[f"{index}.{name}"] for name in expected)) for index in range(count)))

@@ -1,5 +1,6 @@
 """What a bundle says of itself: its files with their hashes, its programs with their contracts."""
 
+import hashlib
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -47,6 +48,13 @@ class Contract(Record):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @model_validator(mode="after")
+    def _time_free(self) -> Self:
+        found = [(spec.name, len(spec.shape)) for spec in (*self.inputs, *self.outputs)]
+        if found != [("sample", 4), ("time_features", 2), ("prediction", 4)] or len(self.outputs) != 1:
+            raise ValueError(f"a denoiser takes sample and time_features and returns prediction, not {found}")
+        return self
+
 
 class Program(Record):
     """One exported program: what it computes, for which target, in which file or folder of the bundle."""
@@ -70,13 +78,28 @@ class Manifest(Record):
     programs: tuple[Program, ...]
     files: dict[str, FileEntry]
     versions: dict[str, str]
+    digest: str = ""  # of all of the above
+
+    def computed_digest(self) -> str:
+        """SHA-256 over everything but the digest."""
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+
+    def sealed(self) -> Self:
+        """This manifest with its digest."""
+        return self.model_copy(update={"digest": self.computed_digest()})
 
     @field_validator("files")
     @classmethod
     def _inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for name in files:
             path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+            if (
+                len(name.encode(errors="replace")) > 255
+                or path.is_absolute()
+                or ".." in path.parts
+                or "\\" in name
+                or str(path) != name
+            ):
                 raise ValueError(f"{name!r} is not a plain path inside the bundle")
         return files
 

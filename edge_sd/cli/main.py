@@ -49,9 +49,14 @@ def main() -> None:
         app()
     except EdgeSDError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"try: {error.hint}", file=sys.stderr)
+        print(f"try: {error.hint}", file=sys.stderr)
         sys.exit(int(error.code))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it can", file=sys.stderr)
-        sys.exit(int(ExitCode.FAILURE))
+    except SystemExit as end:
+        if end.code == 130:  # typer's answer to Ctrl-C
+            print("interrupted; the same command goes on where it can", file=sys.stderr)
+            sys.exit(int(ExitCode.FAILURE))
+        raise
+    except ImportError as error:
+        print(f"error: the installation is broken: {error}", file=sys.stderr)
+        print("try: edge-sd doctor", file=sys.stderr)
+        sys.exit(int(ExitCode.ENVIRONMENT))

@@ -31,7 +31,7 @@ class DataConfig(Record):
     resize: bool = False
     count: int = Field(default=4096, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
-    min_radius: float = Field(default=1.0, gt=0)
+    min_radius: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     @property
     def kind(self) -> Literal["dead-leaves", "folder"]:

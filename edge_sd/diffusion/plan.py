@@ -26,6 +26,7 @@ Float64 = NDArray[np.float64]
 
 _VECTORS = ("timestep", "p", "q", "u", "a", "a_next", "c", "guidance")
 _MATRICES = ("b", "b_next")
+_AGAIN = "compile the plan again, as edge-sd export does"
 
 
 class PlanHeader(Record):
@@ -101,19 +102,21 @@ def _check(plan: Plan) -> None:
     if header.feature_width:
         expected["features"] = ((rows, header.feature_width), np.float32)
     if columns.keys() != expected.keys():
-        raise EdgeSDError(f"a plan has the columns {', '.join(sorted(expected))}; this one has {', '.join(sorted(columns))}")
+        raise EdgeSDError(
+            f"a plan has the columns {', '.join(sorted(expected))}; this one has {', '.join(sorted(columns))}", _AGAIN
+        )
     for name, (shape, dtype) in expected.items():
         value = columns[name]
         if value.shape != shape or value.dtype != dtype:
-            raise EdgeSDError(f"plan column {name} is {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}")
+            raise EdgeSDError(f"plan column {name} is {value.dtype} {value.shape}, expected {np.dtype(dtype)} {shape}", _AGAIN)
         if not np.isfinite(value).all():
-            raise EdgeSDError(f"plan column {name} is not finite")
+            raise EdgeSDError(f"plan column {name} is not finite", _AGAIN)
     if rows < 1:
-        raise EdgeSDError("a plan needs at least one row")
+        raise EdgeSDError("a plan needs at least one row", _AGAIN)
     programs = columns["program"]
     if programs.min() < 0 or programs.max() >= len(header.programs):
         wrong = programs[(programs < 0) | (programs >= len(header.programs))][0]
-        raise EdgeSDError(f"plan column program names {wrong}, but there are {len(header.programs)} programs")
+        raise EdgeSDError(f"plan column program names {wrong}, but there are {len(header.programs)} programs", _AGAIN)
     times, last = columns["timestep"], header.noise_schedule.timesteps - 1
     if times.min() < 0 or times.max() > last:
-        raise EdgeSDError(f"plan timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{last}")
+        raise EdgeSDError(f"plan timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{last}", _AGAIN)

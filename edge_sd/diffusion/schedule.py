@@ -30,7 +30,7 @@ class NoiseSchedule(Record):
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_start: float = Field(default=1e-4, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
-    timesteps: int = Field(default=1000, ge=2)
+    timesteps: int = Field(default=1000, ge=2, le=100_000)
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
@@ -49,7 +49,10 @@ class NoiseSchedule(Record):
         """
         times = np.asarray(t, dtype=np.float64)
         if times.size and not (times.min() >= 0 and times.max() <= self.timesteps - 1):
-            raise UsageError(f"timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{self.timesteps - 1}")
+            raise UsageError(
+                f"timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{self.timesteps - 1}",
+                "give times inside it",
+            )
         return np.exp(np.interp(times, np.arange(self.timesteps), _log_alpha_bars(self)))
 
 

@@ -50,7 +50,8 @@ class Temporal(nn.Module):
     def forward(self, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         config = self.config
         if (y is None) != (config.num_classes is None):
-            raise UsageError("this model is class-conditional: give a class" if y is None else "this model knows no classes")
+            wanted = "needs a class" if y is None else "knows no classes"
+            raise UsageError(f"this model {wanted}", "y is given where, and only where, num_classes is set")
         embedding = self.out(F.silu(self.hidden(sinusoid(t, config.width))))
         if y is not None and config.class_conditioning == "add":
             embedding = embedding + self.classes(y)
@@ -59,7 +60,10 @@ class Temporal(nn.Module):
             return rows
         if context is None:
             if config.class_conditioning != "context" or y is None:
-                raise UsageError(f"this model needs a context of {config.context_tokens} tokens of {config.context_dim}")
+                raise UsageError(
+                    f"this model needs a context of {config.context_tokens} tokens of {config.context_dim}",
+                    "give context (B, tokens, dim)",
+                )
             context = self.classes(y)
         return torch.cat([rows, context.flatten(1)], dim=1)
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from edge_sd.data import DataConfig
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import UsageError
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.training.config import DistillConfig, TrainConfig
 from edge_sd.validation import Record, validated
@@ -124,7 +124,7 @@ def load_config(path: str | Path) -> RunConfig:
             f"cannot read {file}: {error.strerror or error}", f"a YAML file, or a built-in one: {', '.join(BUILT_IN)}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EdgeSDError(f"{file} is not YAML: {error}") from error
+        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}", "the README shows a configuration") from error
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings", "the README shows a configuration")
     return validated(RunConfig, values, str(file))

@@ -66,8 +66,11 @@ class Run:
             ParityError: at the end, report and all written, if a runtime fell below its gate.
         """
         self._check()
-        write_text(self.out / CONFIG, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        if not (self.out / CONFIG).exists():
+            write_text(self.out / CONFIG, text)
         self._train()
+        write_text(self.out / CONFIG, text)  # only now is it the run that lies here
         self._export()
         self._sample()
         parity = self._parity()
@@ -83,7 +86,11 @@ class Run:
     def _check(self) -> None:
         """Every name and size is looked at now, not after the training."""
         config = self.config
-        if self.out.exists() and not (self.out / CONFIG).is_file() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if (
+            self.out.exists()
+            and not (self.out / CONFIG).is_file()
+            and (not self.out.is_dir() or any(not path.name.startswith(".") for path in self.out.iterdir()))
+        ):
             raise UsageError(f"{self.out} exists and is no run", "choose another -o")
         for name in config.export.targets:
             if name not in targets():
@@ -102,7 +109,9 @@ class Run:
         else:
             shape = load_checkpoint(self.teacher_path).header.model.sample_shape
         if shape != config.student.config.sample_shape:
-            raise UsageError(f"the teacher denoises {shape}, the student {config.student.config.sample_shape}")
+            raise UsageError(
+                f"the teacher denoises {shape}, the student {config.student.config.sample_shape}", "give both one image_size"
+            )
 
     @cached_property
     def _data(self) -> ImageData:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import edge_sd
-from edge_sd.bundle.manifest import MANIFEST
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import fingerprint, read_model, sha256, write_model
 from edge_sd.validation import Record
@@ -68,6 +67,7 @@ class Stages:
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file, or of a bundle's manifest (which holds the hashes of the rest); empty where there is none."""
-    file = path / MANIFEST if path.is_dir() else path
-    return sha256(file) if file.is_file() else ""
+    """SHA-256 of a file, or over all files of a bundle; empty where there is none."""
+    if path.is_dir():
+        return fingerprint({str(file.relative_to(path)): sha256(file) for file in path.rglob("*") if file.is_file()})
+    return sha256(path) if path.is_file() else ""

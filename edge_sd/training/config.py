@@ -21,7 +21,7 @@ class TrainConfig(Record):
 
     steps: PositiveInt = 10_000
     batch_size: PositiveInt = 32
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     warmup: int = Field(default=50, ge=0)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: NonNegativeFloat = 0.01

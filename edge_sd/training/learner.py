@@ -64,7 +64,10 @@ class DistillLearner(Learner):
     ) -> None:
         super().__init__(model, schedule, prediction)
         if teacher.config.sample_shape != model.config.sample_shape:
-            raise EdgeSDError(f"the teacher denoises {teacher.config.sample_shape}, the student {model.config.sample_shape}")
+            raise EdgeSDError(
+                f"the teacher denoises {teacher.config.sample_shape}, the student {model.config.sample_shape}",
+                "a preset of the teacher's size",
+            )
         self.distill = config
         self._companions = (teacher.eval().requires_grad_(False),)  # in a tuple: no part of this module's state
         theirs, ours = _tap_shapes(teacher), _tap_shapes(model)

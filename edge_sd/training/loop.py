@@ -144,6 +144,7 @@ def train(
                 last_good = f"{out / STATE} (step {done})"
             if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
                 _save_samples(out / "samples" / f"step_{done:06d}.png", ema, schedule, learner, config.seed)
+    _refuse_non_finite({name: float(value.abs().sum()) for name, value in ema.state_dict().items()}, config.steps - 1, last_good)
     final = Checkpoint.of(ema, schedule, learner.prediction, _completed(provenance, data, config, settings))
     if accelerator.is_main_process:
         final.save(out / CHECKPOINT)

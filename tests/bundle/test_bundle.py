@@ -43,7 +43,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def hash_again(bundle: Path) -> None:
     """Make a manifest agree with files that were changed, so that only their content can be refused."""
     manifest = Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
-    write_model(bundle / MANIFEST, manifest.model_copy(update={"files": file_entries(bundle)}))
+    write_model(bundle / MANIFEST, manifest.model_copy(update={"files": file_entries(bundle)}).sealed())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -180,6 +180,13 @@ def test_a_manifest_that_names_a_path_outside(name: str, copied: Path) -> None:
     edit(copied, change)
     (copied.parent / "x").write_bytes((copied / CARD).read_bytes())
     with pytest.raises(EdgeSDError, match=r"manifest\.json|is missing"):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "b", "a\0b", "README.md/x"])
+def test_a_manifest_that_names_a_path_that_no_disk_can_hold(name: str, copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["files"].update({name: manifest["files"][CARD]}))
+    with pytest.raises(EdgeSDError, match=r"tiny\.edgesd"):
         open_bundle(copied)
 
 

@@ -168,7 +168,7 @@ def test_a_sample_that_cannot_be_halved_is_named(size: tuple[int, int], make_mod
 
 def test_classes_and_contexts_that_are_missing_or_unwanted(make_model: MakeModel) -> None:
     t, y = torch.tensor([3.0]), torch.tensor([1])
-    with pytest.raises(UsageError, match="class-conditional: give a class"):
+    with pytest.raises(UsageError, match="needs a class"):
         make_model(num_classes=5).temporal(t)
     with pytest.raises(UsageError, match="knows no classes"):
         make_model().temporal(t, y)

@@ -43,7 +43,7 @@ def compile_plan(
     if solver not in known:
         raise UsageError(f"unknown solver {solver!r}", f"one of {', '.join(sorted(known))}")
     if not 0 <= eta <= 1:
-        raise UsageError(f"eta {eta} is not in [0, 1]")
+        raise UsageError(f"eta {eta} is not in [0, 1]", "--eta 0 for none, --eta 1 for as much as DDPM")
     chosen = known[solver]
     spacing = spacing or chosen.default_spacing
     if times is None:
@@ -51,7 +51,9 @@ def compile_plan(
     else:
         spacing, times = "given", np.asarray(times, dtype=np.float64)
         if times.shape != (steps,) or (np.diff(times) >= 0).any():
-            raise UsageError(f"{steps} steps need as many decreasing timesteps, not {times.tolist()}")
+            raise UsageError(
+                f"{steps} steps need as many decreasing timesteps, not {times.tolist()}", "leave times out to take a spacing"
+            )
     rows = chosen.rows(Levels.of(schedule.alpha_bar(times)), prediction, eta)
     history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
 
