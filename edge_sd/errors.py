@@ -20,7 +20,7 @@ class EdgeSDError(Exception):
     code: ExitCode = ExitCode.FAILURE
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
+        super().__init__(message, hint)  # both, so that it comes whole out of another process
         self.message = message
         self.hint = hint
 

@@ -157,7 +157,7 @@ def test_other_errors_pass_unexplained() -> None:
     with pytest.raises(ZeroDivisionError), explained(Path("out")):
         raise ZeroDivisionError
     with pytest.raises(UsageError, match="mine"), explained(Path("out")):
-        raise UsageError("mine")
+        raise UsageError("mine", "yours")
 
 
 # A folder
@@ -230,7 +230,7 @@ def test_a_reader_never_finds_the_place_empty(tmp_path: Path) -> None:
     assert list(contents(out)) == ["99"]
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), EdgeSDError("mine")])
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt(), EdgeSDError("mine", "yours")])
 @pytest.mark.parametrize("old", [True, False])
 def test_an_exception_in_the_block_leaves_all_as_it_was(old: bool, error: BaseException, tmp_path: Path) -> None:
     if old:

@@ -75,7 +75,7 @@ def _template(name: str) -> Any:
     environment = Environment(
         autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string((files("edge_sd.report") / "templates" / name).read_text("utf-8"))
+    return environment.from_string((files("edge_sd.report") / name).read_text("utf-8"))
 
 
 def _read_png(path: Path) -> bytes:

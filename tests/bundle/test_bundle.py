@@ -301,7 +301,7 @@ class Failing(Target):
 
 
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("error", [RuntimeError("no"), EdgeSDError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [RuntimeError("no"), EdgeSDError("no", "yes"), KeyboardInterrupt()])
 def test_a_failing_export_leaves_all_as_it_was(
     error: BaseException, old: bool, tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
