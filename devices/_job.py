@@ -62,6 +62,7 @@ class BenchResult(Record):
         samples_ms: the timed calls, one by one, on inputs of the golden trajectories in turn.
         steps: of the bundle's plan; a whole image takes about steps × latency.
         peak_memory_bytes: largest resident set of the process; None where the system does not tell.
+        forecast_memory_bytes: what the export foretold for the program alone, to be compared with peak − base.
         base_memory_bytes: resident set before the program was loaded (interpreter and libraries).
     """
 
@@ -79,4 +80,5 @@ class BenchResult(Record):
     latency: Latency
     base_memory_bytes: int
     peak_memory_bytes: int | None
+    forecast_memory_bytes: int | None = None
     versions: dict[str, str]

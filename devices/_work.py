@@ -18,7 +18,8 @@ def measure(job: Job, info: DeviceInfo) -> BenchResult:
     """Load, call once, warm up, and time; inputs are the bundle's golden trajectories, step by step."""
     bundle = open_bundle(Path(job.bundle))
     runtime = find_runtime(job.runtime)
-    golden, features = bundle.golden.trajectories[0], bundle.plan.features
+    golden = bundle.golden.trajectories[0]
+    memory = bundle.program(runtime.target).memory
     base = psutil.Process().memory_info().rss
     began = time.perf_counter()
     session = runtime.load(bundle, job.threads)
@@ -26,7 +27,7 @@ def measure(job: Job, info: DeviceInfo) -> BenchResult:
 
     def call(number: int) -> float:
         row = number % len(bundle.plan)
-        sample, row_features = golden.samples[row : row + 1], features[row : row + 1]
+        sample, row_features = golden.samples[row : row + 1], golden.features[row : row + 1]
         start = time.perf_counter_ns()
         session(sample, row_features)
         return (time.perf_counter_ns() - start) / 1e6
@@ -46,6 +47,7 @@ def measure(job: Job, info: DeviceInfo) -> BenchResult:
         latency=Latency.of(samples),
         base_memory_bytes=base,
         peak_memory_bytes=_peak_memory(),
+        forecast_memory_bytes=None if memory is None else memory.total_bytes,
         versions=versions(),
     )
 

@@ -3,23 +3,24 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Session(ABC):
-    """A loaded denoiser program: (sample, time_features) → prediction.
+    """A loaded program: its inputs, in the contract's order → its output. Most often the denoiser.
 
     Attributes:
-        sample_shape: (C, H, W) of one sample.
+        sample_shape: (C, H, W) of one sample; of a program that takes none, its first input's shape without the batch.
     """
 
-    sample_shape: tuple[int, int, int]
+    sample_shape: tuple[int, ...]
 
     @abstractmethod
-    def __call__(self, sample: NDArray[np.float32], time_features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """sample (1, C, H, W), time_features (1, F) → prediction (1, C, H, W); all float32."""
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """(1, …) each; for the denoiser sample (1, C, H, W), time_features (1, F) → prediction (1, C, H, W), all float32."""
 
 
 @dataclass(frozen=True)

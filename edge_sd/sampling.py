@@ -10,19 +10,38 @@ from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Plan
 from edge_sd.errors import UsageError
+from edge_sd.models.config import ModelConfig
 from edge_sd.models.unet import SpectralUNet
 
 
-def plan_features(model: SpectralUNet, plan: Plan) -> NDArray[np.float32]:
-    """The rows of time features of an unconditional model for a plan, (N, F) float32."""
-    if model.config.num_classes is not None or model.config.context_dim is not None:
-        raise UsageError(
-            "a class-conditional model has no features that depend on time alone", "sampling by class is not built yet"
-        )
+def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> NDArray[np.float32]:
+    """The rows of time features of a model for a plan, (N, F) float32.
+
+    Args:
+        label: class, given where and only where the model knows classes.
+
+    Raises:
+        UsageError: a class is missing, unknown or not wanted, or the model wants a context that is not a class.
+    """
+    check_label(model.config, label)
     device = next(model.parameters()).device
+    times = torch.from_numpy(plan.timestep).float().to(device)
+    labels = None if label is None else torch.full((len(times),), label, device=device)
     with torch.no_grad():
-        features: NDArray[np.float32] = model.temporal(torch.from_numpy(plan.timestep).float().to(device)).cpu().numpy()
+        features: NDArray[np.float32] = model.temporal(times, labels).cpu().numpy()
     return features
+
+
+def check_label(config: ModelConfig, label: int | None) -> None:
+    """Refuse a class that a model does not have, or a missing one."""
+    if config.context_dim is not None and config.class_conditioning != "context":
+        raise UsageError("this model wants context tokens of its own, and there is nothing here to make them", "a class can be one")
+    if config.num_classes is None and label is not None:
+        raise UsageError("this model knows no classes", "leave --label out")
+    if config.num_classes is not None and (label is None or not 0 <= label < config.num_classes):
+        raise UsageError(
+            f"this model draws one of {config.num_classes} classes, not {label}", f"--label 0, or any below {config.num_classes}"
+        )
 
 
 def sample_model(
@@ -32,15 +51,17 @@ def sample_model(
     seed: int = 0,
     count: int = 1,
     batch_size: int = 32,
+    label: int | None = None,
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Draw `count` samples, (count, C, H, W) float32; sample i depends on (seed, i) alone.
 
     Args:
+        label: class of all of them, where the model knows classes.
         observe: called with (steps done, steps in all) over all batches.
     """
     device = next(model.parameters()).device
-    features = torch.from_numpy(plan_features(model, plan)).to(device)
+    features = torch.from_numpy(plan_features(model, plan, label)).to(device)
     starts = range(0, count, batch_size)
     samples = []
     for start in starts:

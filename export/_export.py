@@ -1,99 +1,155 @@
 """From a checkpoint and a plan to a bundle."""
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edge_sd.bundle import Bundle, Golden, GoldenHeader, Trajectory, file_entries, trace, write_bundle
-from edge_sd.bundle.manifest import CARD, GOLDEN, PLAN, REFERENCE, Contract, Manifest, Program, TensorSpec
+from edge_sd.bundle.contract import Contract
+from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest, Program
 from edge_sd.checkpoint import Checkpoint, versions
+from edge_sd.decoder import Decoder
 from edge_sd.diffusion import Plan, compile_plan
-from edge_sd.errors import InstallationError, UsageError
-from edge_sd.export._target import DenoiserProgram, Target
+from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.export._card import card
+from edge_sd.export._check import Check, check_target, find_targets, refuse, refuse_full_disk
+from edge_sd.export._programs import DecoderProgram, DenoiserProgram, contracts, sources
+from edge_sd.export._target import Source, Target, TargetOptions
 from edge_sd.files import write_text
 from edge_sd.models.unet import SpectralUNet
-from edge_sd.registry import implementations
 from edge_sd.runnable import Session
 from edge_sd.sampling import plan_features
 
+Observe = Callable[[str], None]
 
-def targets() -> dict[str, Target]:
-    """Every target by name."""
-    return implementations("edge_sd.export", Target)
+
+def _silent(stage: str) -> None:
+    pass
 
 
 class TorchSession(Session):
-    """The checkpoint's own denoiser in torch: what goldens are drawn with and everything else is compared to."""
+    """A program in torch: what goldens are drawn with and everything else is compared to.
 
-    def __init__(self, model: SpectralUNet) -> None:
-        self.model, self.sample_shape = model.eval(), model.config.sample_shape
+    Args:
+        shape: of its first input, without the batch.
+    """
 
-    def __call__(self, sample: NDArray[np.float32], time_features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __init__(self, program: nn.Module, shape: tuple[int, ...]) -> None:
+        self.program, self.sample_shape = program.eval(), shape
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            out: NDArray[np.float32] = self.model.denoise(torch.from_numpy(sample), torch.from_numpy(time_features)).numpy()
+            out: NDArray[np.float32] = self.program(*(torch.from_numpy(value) for value in inputs)).numpy()
         return out
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is to be exported, and how.
+
+    Attributes:
+        targets: names of `targets()`, or `all`.
+        solver, steps, spacing: the plan; see `compile_plan`.
+        seed, goldens: of the golden trajectories; of a model with classes, trajectory i is of class i.
+        temporal: export the program `temporal` also where it is not needed, for a device that makes its own plans.
+        ram_budget: bytes that no program may exceed by forecast.
+        max_fallback: largest share of a program's time outside of its delegate, in [0, 1].
+    """
+
+    targets: tuple[str, ...]
+    options: TargetOptions = TargetOptions()
+    solver: str = "dpmpp"
+    steps: int = 20
+    spacing: str | None = None
+    seed: int = 0
+    goldens: int = 3
+    temporal: bool = False
+    ram_budget: int | None = None
+    max_fallback: float | None = None
+
+
+def check_export(checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest, out: Path) -> list[Check]:
+    """Everything an export would refuse, in seconds, and what its programs will need; nothing is written.
+
+    Raises:
+        UsageError: an unknown name or a plan that cannot be compiled.
+        InstallationError: a target's packages are missing.
+        EdgeSDError: the disk has no room.
+    """
+    chosen = find_targets(request.targets)
+    plan, model, decoding = _opened(checkpoint, decoder, request)
+    one_step = replace(request, goldens=1)
+    trajectories = draw(plan, model, decoding, one_step, steps=1)
+    known = contracts(plan, trajectories, labels_of(model, 1), temporal=request.temporal or bool(model.config.num_classes))
+    checks = [
+        check_target(target, prepared, request.options)
+        for target, prepared in _prepared(chosen, model, decoding, known, trajectories, plan)
+    ]
+    refuse_full_disk(out, _size_of(checks))
+    return checks
 
 
 def export_bundle(
     checkpoint: Checkpoint,
     out: Path,
-    target_names: Sequence[str],
+    request: ExportRequest,
     *,
-    solver: str = "dpmpp",
-    steps: int = 20,
-    spacing: str | None = None,
-    seed: int = 0,
-    goldens: int = 2,
+    decoder: Decoder | None = None,
     overwrite: bool = False,
-    observe: Callable[[str], None] = lambda stage: None,
+    observe: Observe = _silent,
 ) -> Bundle:
-    """Export a checkpoint.
+    """Export a checkpoint and, for a latent model, its decoder.
 
     Args:
         out: NAME.edgesd.
-        target_names: names of `targets()`.
-        solver, steps, spacing: the plan; see `compile_plan`.
-        seed, goldens: of the golden trajectories.
         observe: called with the name of each stage as it begins.
 
     Raises:
-        UsageError: an unknown name, or `out` exists.
+        UsageError: an unknown name, an option or operator that a target refuses, or `out` exists.
         InstallationError: a target's packages are missing.
+        EdgeSDError: a forecast over the budget, too much left outside a delegate, no room on the disk.
     """
-    chosen = [_target(name) for name in dict.fromkeys(target_names)]
-    if goldens < 1:
-        raise UsageError("a bundle needs at least one golden trajectory", "--goldens 2")
-    header = checkpoint.header
-    plan = compile_plan(header.noise_schedule, steps, solver=solver, prediction=header.prediction, spacing=spacing)
+    chosen = find_targets(request.targets)
+    plan, model, decoding = _opened(checkpoint, decoder, request)
 
     def fill(folder: Path) -> Manifest:
-        model = checkpoint.build()
-        filled = plan.with_features(plan_features(model, plan))
-        filled.save(folder / PLAN)
         observe("golden trajectories")
-        session = TorchSession(model)
-        trajectories = tuple(trace(filled, session, seed, index) for index in range(goldens))
-        Golden(GoldenHeader(seed=seed, reference=f"torch {torch.__version__}, float32"), trajectories).save(folder / GOLDEN)
-        contract = _contract(model, filled, trajectories)
+        trajectories = draw(plan, model, decoding, request)
+        labels = labels_of(model, request.goldens)
+        plan.save(folder / PLAN)
+        save_goldens(folder, trajectories, request.seed, labels)
+        known = contracts(plan, trajectories, labels, temporal=request.temporal or bool(labels))
         checkpoint.save(folder / REFERENCE)
         programs = [Program(name="denoiser", target="torch", file=REFERENCE)]
-        example = torch.from_numpy(trajectories[0].samples[:1]), torch.from_numpy(filled.features[:1])
-        for target in chosen:
+        if request.temporal or labels:
+            programs.append(Program(name="temporal", target="torch", file=REFERENCE))
+        if decoder is not None:
+            decoder.save(folder / DECODER)
+            programs.append(Program(name="decoder", target="torch", file=DECODER))
+        observe("torch.export")
+        prepared = list(_prepared(chosen, model, decoding, known, trajectories, plan))
+        checks = [check_target(target, sources, request.options) for target, sources in prepared]
+        refuse(checks, request.ram_budget)
+        refuse_full_disk(out, _size_of(checks))
+        for (target, sources), check in zip(prepared, checks, strict=True):
             observe(target.name)
-            file = target.export(DenoiserProgram(model).eval(), example, contract, folder)
-            programs.append(Program(name="denoiser", target=target.name, file=file))
-        name = out.stem
-        write_text(folder / CARD, _card(name, checkpoint, filled, programs))
+            programs += _export(target, sources, check, request, folder)
+        image = decoder and trajectories[0].image
+        write_text(folder / CARD, card(out.stem, checkpoint.header, plan, programs, None if image is None else image.shape))
         return Manifest(
-            name=name,
-            model=header.model,
-            noise_schedule=header.noise_schedule,
-            prediction=header.prediction,
-            weights_digest=header.digest,
-            contract=contract,
+            name=out.stem,
+            model=checkpoint.header.model,
+            noise_schedule=checkpoint.header.noise_schedule,
+            prediction=checkpoint.header.prediction,
+            weights_digest=checkpoint.header.digest,
+            contracts=tuple(known),
             programs=tuple(programs),
             files=file_entries(folder),
             versions=versions(),
@@ -102,49 +158,112 @@ def export_bundle(
     return write_bundle(out, fill, overwrite=overwrite)
 
 
-def _target(name: str) -> Target:
-    known = targets()
-    if name not in known:
-        raise UsageError(f"unknown target {name!r}", f"one of {', '.join(known)}")
-    available = known[name].available()
-    if not available.ok:
-        raise InstallationError(f"target {name}: {available.detail}", available.remedy)
-    return known[name]
-
-
-def _contract(model: SpectralUNet, plan: Plan, trajectories: Sequence[Trajectory]) -> Contract:
-    shape = (1, *model.config.sample_shape)
-    out_shape = (1, model.config.out_channels, *shape[2:])
-
-    def spec(name: str, shape: tuple[int, ...], layout: str, values: NDArray[np.float32]) -> TensorSpec:
-        return TensorSpec(name=name, shape=shape, layout=layout, range=(float(values.min()), float(values.max())))
-
-    return Contract(
-        inputs=(
-            spec("sample", shape, "NCHW", np.stack([t.samples for t in trajectories])),
-            spec("time_features", (1, model.feature_width), "NF", plan.features),
-        ),
-        outputs=(spec("prediction", out_shape, "NCHW", np.stack([t.predictions for t in trajectories])),),
+def _opened(checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest) -> tuple[Plan, SpectralUNet, nn.Module | None]:
+    if request.goldens < 1:
+        raise UsageError("a bundle needs at least one golden trajectory", "--goldens 3")
+    header = checkpoint.header
+    plan = compile_plan(
+        header.noise_schedule, request.steps, solver=request.solver, prediction=header.prediction, spacing=request.spacing
     )
+    model = checkpoint.build()
+    if header.model.num_classes is None:
+        plan = plan.with_features(plan_features(model, plan))
+    return plan, model, decoder.build() if decoder is not None else None
 
 
-def _card(name: str, checkpoint: Checkpoint, plan: Plan, programs: Sequence[Program]) -> str:
-    header, provenance = checkpoint.header, checkpoint.header.provenance
-    channels, size, _ = header.model.sample_shape
-    rows = "\n".join(f"| {program.name} | {program.target} | `{program.file}` |" for program in programs)
-    return f"""# {name}
+def labels_of(model: SpectralUNet, goldens: int) -> tuple[int, ...]:
+    """Class of each golden trajectory; empty for a model without classes."""
+    classes = model.config.num_classes
+    return () if classes is None else tuple(index % classes for index in range(goldens))
 
-A denoiser exported by edge-sd {versions()["edge-sd"]}: {size}×{size}×{channels},
-width {header.model.width}, wavelet gating {"on" if header.model.gating else "off"}, {header.prediction}-prediction.
 
-* Made by `edge-sd {provenance.made_by}`, {provenance.steps} steps on {provenance.data or "data not stated"}.
-* Plan: {plan.header.solver}, {len(plan)} steps, {plan.header.spacing} spacing.
-* Weights: SHA-256 `{header.digest}`.
+def draw(
+    plan: Plan, model: SpectralUNet, decoder: nn.Module | None, request: ExportRequest, steps: int | None = None
+) -> tuple[Trajectory, ...]:
+    """Draw the golden trajectories with torch, and decode them.
 
-| program | target | file |
-| --- | --- | --- |
-{rows}
+    Args:
+        steps: follow only the first steps, for a look at shapes.
+    """
+    session = TorchSession(DenoiserProgram(model), model.config.sample_shape)
+    labels = labels_of(model, request.goldens)
+    short = plan if steps is None else plan.head(steps)
+    found = []
+    for index in range(request.goldens):
+        features = plan_features(model, short, labels[index]) if labels else None
+        trajectory = trace(short, session, request.seed, index, features)
+        if decoder is not None:
+            decode = TorchSession(DecoderProgram(decoder), model.config.sample_shape)
+            try:
+                trajectory = replace(trajectory, image=decode(trajectory.final[None])[0])
+            except RuntimeError as error:
+                raise UsageError(
+                    f"the decoder does not take the model's samples of {model.config.sample_shape}: {str(error).splitlines()[0]}",
+                    "give the decoder that the model was trained with",
+                ) from error
+        found.append(trajectory)
+    return tuple(found)
 
-`denoiser` takes `sample` and a row of the plan's `features`, and returns the prediction. `plan.safetensors` holds the loop,
-`golden.safetensors` trajectories to compare with, `manifest.json` every file's hash.
-"""
+
+def save_goldens(folder: Path, trajectories: tuple[Trajectory, ...], seed: int, labels: tuple[int, ...]) -> None:
+    """Write golden.safetensors."""
+    header = GoldenHeader(seed=seed, reference=f"torch {torch.__version__}, float32", labels=labels)
+    Golden(header, trajectories).save(folder / GOLDEN)
+
+
+def _prepared(
+    chosen: Sequence[Target],
+    model: SpectralUNet,
+    decoder: nn.Module | None,
+    known: Sequence[Contract],
+    trajectories: Sequence[Trajectory],
+    plan: Plan,
+) -> list[tuple[Target, list[Source]]]:
+    """Each target with its programs; targets that want the same rewrites share one torch.export."""
+    first = trajectories[0]
+    label = (np.zeros(1, dtype=np.int32),) if model.config.num_classes is not None else ()
+    examples: dict[str, tuple[NDArray[np.generic], ...]] = {
+        "denoiser": (first.samples[:1], first.features[:1]),
+        "temporal": (plan.timestep[:1].astype(np.float32), *label),
+        "decoder": (first.final[None],),
+    }
+    made: dict[tuple[str, ...], list[Source]] = {}
+    for target in chosen:
+        if target.rewrites not in made:
+            made[target.rewrites] = sources(model, decoder, known, examples, target.rewrites)
+    return [(target, made[target.rewrites]) for target in chosen]
+
+
+def _export(target: Target, prepared: Sequence[Source], check: Check, request: ExportRequest, folder: Path) -> list[Program]:
+    began = time.perf_counter()
+    found = target.export(prepared, request.options, folder)
+    seconds = round((time.perf_counter() - began) / len(found), 3)
+    for name, exported in found.items():
+        share = exported.placement.outside_share
+        if request.max_fallback is not None and share is not None and share > request.max_fallback:
+            outside = ", ".join(f"{count} {operator}" for operator, count in exported.placement.outside.items())
+            raise EdgeSDError(
+                f"{target.name}: {share:.1%} of the {name}'s time is outside of {exported.placement.delegate} ({outside}); "
+                f"--max-fallback is {request.max_fallback:.1%}",
+                "another delegate, or a larger --max-fallback",
+            )
+    return [
+        Program(
+            name=name,  # type: ignore[arg-type]
+            target=target.name,
+            file=exported.file,
+            entry=exported.entry,
+            options=exported.options,
+            rewrites=target.rewrites if name != "temporal" else (),
+            placement=exported.placement,
+            memory=check.memory[name],
+            seconds=seconds,
+        )
+        for name, exported in found.items()
+    ]
+
+
+def _size_of(checks: Sequence[Check]) -> int:
+    """About what the bundle takes on disk: every target's weights, and the reference."""
+    weights = [sum(memory.weights_bytes for memory in check.memory.values()) for check in checks]
+    return int(1.1 * (sum(weights) + max(weights)))

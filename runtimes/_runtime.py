@@ -26,11 +26,12 @@ class Runtime(ABC):
         """Whether it works on this machine."""
 
     @abstractmethod
-    def load(self, bundle: Bundle, threads: int | None = None) -> Session:
-        """Load the bundle's denoiser.
+    def load(self, bundle: Bundle, threads: int | None = None, program: str = "denoiser") -> Session:
+        """Load one of the bundle's programs.
 
         Args:
             threads: of one call; None leaves it to the runtime.
+            program: denoiser, temporal or decoder.
 
         Raises:
             EdgeSDError: the bundle has no program for it, or one that does not keep the bundle's contract.

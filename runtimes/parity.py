@@ -48,6 +48,8 @@ class ParityResult(Record):
     steps: tuple[StepParity, ...]
     final_snr_db: float
     final_psnr_db: float
+    temporal_snr_db: float | None = None  # of the rows that the program temporal makes, where the bundle has one
+    image_snr_db: float | None = None  # of the decoder, given the reference's last sample, where the bundle has one
     passed: bool
     definitions: dict[str, str] = Field(default_factory=lambda: {"snr_db": SNR_DEFINITION, "psnr_db": PSNR_DEFINITION})
 
@@ -61,6 +63,8 @@ class ParityResult(Record):
         """One sentence."""
         worst = self.worst
         found = f"the worst step is {worst.row} (timestep {worst.timestep:g}) at {worst.teacher_forced_db:.1f} dB"
+        others = {"temporal": self.temporal_snr_db, "decoder": self.image_snr_db}
+        found += "".join(f", {name} at {value:.1f} dB" for name, value in others.items() if value is not None)
         return f"{self.runtime}: {'passed' if self.passed else 'FAILED'}: {found}, the gate is {self.gate_db:g} dB"
 
 
@@ -72,12 +76,36 @@ def check_parity(
     threads: int | None = None,
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> ParityResult:
-    """Compare a runtime with the bundle's golden trajectories; it passes if every teacher-forced step reaches the gate."""
+    """Compare a runtime with the bundle's golden trajectories; it passes if every program reaches the gate at every step."""
     runtime = find_runtime(runtime_name)
-    session = runtime.load(bundle, threads)
-    return compare(
-        bundle.path.name, runtime_name, runtime.available().detail, session, bundle.plan, bundle.golden, gate_db, observe
+    found = compare(
+        bundle.path.name,
+        runtime_name,
+        runtime.available().detail,
+        runtime.load(bundle, threads),
+        bundle.plan,
+        bundle.golden,
+        gate_db,
+        observe,
     )
+    programs = {contract.program for contract in bundle.manifest.contracts}
+    goldens = bundle.golden.trajectories
+    worst: dict[str, float] = {}
+    if "temporal" in programs:
+        temporal = runtime.load(bundle, threads, "temporal")
+        labels = [(np.array([label], dtype=np.int32),) for label in bundle.golden.header.labels] or [()] * len(goldens)
+        times = bundle.plan.timestep.astype(np.float32)[:, None]
+        worst["temporal_snr_db"] = min(
+            snr_db(golden.features, np.concatenate([temporal(t, *label) for t in times]))
+            for golden, label in zip(goldens, labels, strict=True)
+        )
+    if "decoder" in programs:
+        decoder = runtime.load(bundle, threads, "decoder")
+        worst["image_snr_db"] = min(
+            snr_db(golden.image, decoder(golden.final[None])[0]) for golden in goldens if golden.image is not None
+        )
+    passed = found.passed and all(value >= gate_db for value in worst.values())
+    return found.model_copy(update={**worst, "passed": passed})
 
 
 def compare(
@@ -90,15 +118,15 @@ def compare(
     gate_db: float,
     observe: Callable[[int, int], None] = lambda done, total: None,
 ) -> ParityResult:
-    """`check_parity` for a session that is already loaded."""
+    """Compare a denoiser that is already loaded."""
     forced = np.full((len(golden.trajectories), len(plan)), np.inf)
     free = forced.copy()
     final_snr, final_psnr = [], []
     for index, reference in enumerate(golden.trajectories):
         with np.errstate(all="ignore"):  # what is not finite is reported below
-            own = trace(plan, session, golden.header.seed, index)
+            own = trace(plan, session, golden.header.seed, index, reference.features)
         for row in range(len(plan)):
-            prediction = session(reference.samples[row : row + 1], plan.features[row : row + 1])[0]
+            prediction = session(reference.samples[row : row + 1], reference.features[row : row + 1])[0]
             forced[index, row] = snr_db(reference.predictions[row], prediction)
             free[index, row] = snr_db(reference.samples[row], own.samples[row])
             observe(index * len(plan) + row + 1, forced.size)

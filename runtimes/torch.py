@@ -1,4 +1,4 @@
-"""The torch runtime: the reference checkpoint inside the bundle, in eager mode."""
+"""The torch runtime: the reference checkpoint and decoder inside the bundle, in eager mode."""
 
 from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import load_checkpoint
@@ -17,16 +17,22 @@ class TorchRuntime(Runtime):
     def available(self) -> Availability:
         return packages_available("torch")
 
-    def load(self, bundle: Bundle, threads: int | None = None) -> Session:
+    def load(self, bundle: Bundle, threads: int | None = None, program: str = "denoiser") -> Session:
         import torch
 
-        from edge_sd.export import TorchSession
+        from edge_sd.decoder import load_decoder
+        from edge_sd.export import DecoderProgram, DenoiserProgram, TemporalProgram, TorchSession
 
         if threads is not None:
             torch.set_num_threads(threads)
-        checkpoint = load_checkpoint(bundle.path / bundle.program(self.target).file)
+        path = bundle.path / bundle.program(self.target, program).file
+        shape = bundle.manifest.contract(program).inputs[0].shape[1:]
+        if program == "decoder":
+            return TorchSession(DecoderProgram(load_decoder(path).build()), shape)
+        checkpoint = load_checkpoint(path)
         if checkpoint.header.digest != bundle.manifest.weights_digest:
             raise EdgeSDError(
                 f"{bundle.path}: the reference is of other weights than the manifest says", "export the bundle again"
             )
-        return TorchSession(checkpoint.build())
+        model = checkpoint.build()
+        return TorchSession(DenoiserProgram(model) if program == "denoiser" else TemporalProgram(model), shape)

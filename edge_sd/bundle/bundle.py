@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edge_sd.bundle.contract import PlanSummary
 from edge_sd.bundle.golden import Golden, load_golden
 from edge_sd.bundle.manifest import GOLDEN, MANIFEST, PLAN, FileEntry, Manifest, Program
 from edge_sd.diffusion.plan import Plan, load_plan
@@ -55,12 +56,32 @@ def open_bundle(path: Path) -> Bundle:
         if file.stat().st_size != entry.bytes or sha256(file) != entry.sha256:
             raise EdgeSDError(f"{path}: {name} has changed since it was exported (its SHA-256 differs)", _AGAIN)
     plan = load_plan(path / PLAN)
+    check_plan(path, manifest, plan)
+    shapes = {contract.program: contract.outputs[0].shape for contract in manifest.contracts}
+    image = shapes["decoder"][1:] if "decoder" in shapes else None
+    width = manifest.contract().inputs[1].shape[1]
+    golden = load_golden(path / GOLDEN, len(plan), manifest.sample_shape, width, image)  # type: ignore[arg-type]
+    return Bundle(path, manifest, plan, golden)
+
+
+def check_plan(path: Path, manifest: Manifest, plan: Plan) -> None:
+    """Refuse a plan that is not one of this bundle's model.
+
+    Raises:
+        EdgeSDError: another schedule, another prediction, or rows of another width.
+    """
     if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
-        raise EdgeSDError(f"{path}: the plan is of another schedule or prediction than the model", _AGAIN)
-    features = manifest.contract.inputs[1].shape[1]
+        raise EdgeSDError(
+            f"{path}: the plan is of another schedule or prediction than the model "
+            f"({plan.header.noise_schedule.kind}, {plan.header.prediction}; the model's are {manifest.noise_schedule.kind}, "
+            f"{manifest.prediction})",
+            "compile a plan for this bundle: edge-sd plan",
+        )
+    features = 0 if manifest.labelled else manifest.contract().inputs[1].shape[1]
     if plan.header.feature_width != features:
         raise EdgeSDError(f"{path}: the plan has {plan.header.feature_width} time features, the program takes {features}", _AGAIN)
-    return Bundle(path, manifest, plan, load_golden(path / GOLDEN, len(plan), manifest.model.sample_shape))
+    if any(contract.plan != PlanSummary.of(plan) for contract in manifest.contracts):
+        raise EdgeSDError(f"{path}: the contracts are of another plan than {PLAN}", _AGAIN)
 
 
 def write_bundle(path: Path, fill: Callable[[Path], Manifest], *, overwrite: bool) -> Bundle:

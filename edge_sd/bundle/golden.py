@@ -1,6 +1,6 @@
 """Golden trajectories: what the reference saw and said at every step, so that any device can prove that it does the same."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +18,17 @@ from edge_sd.validation import Record
 
 
 class GoldenHeader(Record):
-    """Which noise the trajectories start from, and what drew them."""
+    """Which noise the trajectories start from, and what drew them.
+
+    Attributes:
+        labels: class of each trajectory; empty where the model knows none.
+    """
 
     schema_version: Literal[1] = 1
     kind: Literal["golden"] = "golden"
     seed: int = Field(ge=0)
     reference: str
+    labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,25 @@ class Trajectory:
         samples: x before each step, (N, C, H, W) float32; the first is the noise it started from.
         predictions: the program's output at each, (N, C, H, W).
         final: x after the last step, (C, H, W).
+        features: the rows of time features that the program was given, (N, F).
+        image: what the decoder makes of `final`, (3, H', W'), where there is a decoder.
     """
 
     samples: NDArray[np.float32]
     predictions: NDArray[np.float32]
     final: NDArray[np.float32]
+    features: NDArray[np.float32]
+    image: NDArray[np.float32] | None = None
 
 
-def trace(plan: Plan, session: Session, seed: int, index: int) -> Trajectory:
-    """Run a plan from the noise of (seed, index), one image, and keep everything."""
+def trace(plan: Plan, session: Session, seed: int, index: int, features: NDArray[np.float32] | None = None) -> Trajectory:
+    """Run a plan from the noise of (seed, index), one image, and keep everything.
+
+    Args:
+        features: rows for a class, (N, F); the plan's own if left out.
+    """
     shape = (1, *session.sample_shape)
+    rows: NDArray[np.float32] = plan.features if features is None else features
     samples: list[np.ndarray] = []
     predictions: list[np.ndarray] = []
 
@@ -54,8 +68,8 @@ def trace(plan: Plan, session: Session, seed: int, index: int) -> Trajectory:
     def noise(row: int) -> np.ndarray:
         return gaussian(seed, index, row, shape)
 
-    final = execute(plan, lambda x, row: session(x, plan.features[row : row + 1]), noise(-1), noise, observe)
-    return Trajectory(np.stack(samples), np.stack(predictions), final[0])
+    final = execute(plan, lambda x, row: session(x, rows[row : row + 1]), noise(-1), noise, observe)
+    return Trajectory(np.stack(samples), np.stack(predictions), final[0], rows)
 
 
 @dataclass(frozen=True)
@@ -68,26 +82,36 @@ class Golden:
     def save(self, path: Path) -> None:
         """Write golden.safetensors."""
         tensors = {
-            f"{index}.{name}": getattr(trajectory, name)
+            f"{index}.{field.name}": value
             for index, trajectory in enumerate(self.trajectories)
-            for name in ("samples", "predictions", "final")
+            for field in fields(Trajectory)
+            if (value := getattr(trajectory, field.name)) is not None
         }
         write_tensors(path, tensors, self.header)
 
 
-def load_golden(path: Path, steps: int, shape: tuple[int, int, int]) -> Golden:
+def load_golden(
+    path: Path, steps: int, shape: tuple[int, int, int], feature_width: int, image_shape: tuple[int, int, int] | None = None
+) -> Golden:
     """Read golden trajectories.
+
+    Args:
+        image_shape: of the decoded images, where the bundle has a decoder.
 
     Raises:
         EdgeSDError: damaged, empty, not finite, or not of `steps` steps of samples of `shape`.
     """
     header, tensors = read_tensors(GoldenHeader, path)
     count = len({name.partition(".")[0] for name in tensors})
-    expected = {"samples": (steps, *shape), "predictions": (steps, *shape), "final": shape}
+    expected = {"samples": (steps, *shape), "predictions": (steps, *shape), "final": shape, "features": (steps, feature_width)}
+    if image_shape is not None:
+        expected["image"] = image_shape
     found = {name: value.shape for name, value in tensors.items()}
     wanted = {f"{index}.{name}": size for index in range(count) for name, size in expected.items()}
     if not count or found != wanted or any(value.dtype != np.float32 for value in tensors.values()):
         raise EdgeSDError(
             f"{path} does not hold float32 trajectories of {steps} steps and shape {shape}: {found}", "export the bundle again"
         )
-    return Golden(header, tuple(Trajectory(*(tensors[f"{index}.{name}"] for name in expected)) for index in range(count)))
+    if len(header.labels) not in (0, count):
+        raise EdgeSDError(f"{path} has {len(header.labels)} labels for {count} trajectories", "export the bundle again")
+    return Golden(header, tuple(Trajectory(**{name: tensors[f"{index}.{name}"] for name in expected}) for index in range(count)))

@@ -7,17 +7,20 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from edge_sd.bundle.contract import Contract, ProgramName
+from edge_sd.bundle.placement import MemoryForecast, Placement
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.models.config import ModelConfig
 from edge_sd.validation import Record
 
-MANIFEST, PLAN, GOLDEN, CARD, REFERENCE = (
+MANIFEST, PLAN, GOLDEN, CARD, REFERENCE, DECODER = (
     "manifest.json",
     "plan.safetensors",
     "golden.safetensors",
     "README.md",
     "reference.safetensors",
+    "decoder.safetensors",
 )
 
 
@@ -28,53 +31,40 @@ class FileEntry(Record):
     bytes: int = Field(ge=0)
 
 
-class TensorSpec(Record):
-    """An input or output of a program.
+class Program(Record):
+    """One exported program.
 
     Attributes:
-        range: smallest and largest value met in the golden trajectories; what a device should be prepared for.
+        name: what it computes: denoiser, temporal or decoder.
+        file: file or folder of the bundle.
+        entry: method or function inside of the file, where a file holds several.
+        options: of the target: precision, opset, delegate, …
+        rewrites: names of `export.rewrites` that were applied.
+        seconds: that its export took, shared files counted once.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: Literal["float32", "float16"] = "float32"
-    layout: str
-    range: tuple[float, float]
-
-
-class Contract(Record):
-    """What every runtime must accept and return, in this order."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @model_validator(mode="after")
-    def _time_free(self) -> Self:
-        found = [(spec.name, len(spec.shape)) for spec in (*self.inputs, *self.outputs)]
-        if found != [("sample", 4), ("time_features", 2), ("prediction", 4)] or len(self.outputs) != 1:
-            raise ValueError(f"a denoiser takes sample and time_features and returns prediction, not {found}")
-        return self
-
-
-class Program(Record):
-    """One exported program: what it computes, for which target, in which file or folder of the bundle."""
-
-    name: str
+    name: ProgramName
     target: str
     file: str
+    entry: str = ""
+    options: dict[str, str] = Field(default_factory=dict)
+    rewrites: tuple[str, ...] = ()
+    placement: Placement | None = None
+    memory: MemoryForecast | None = None
+    seconds: float = Field(default=0.0, ge=0)
 
 
 class Manifest(Record):
     """manifest.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["bundle"] = "bundle"
     name: str
     model: ModelConfig
     noise_schedule: NoiseSchedule
     prediction: Prediction
     weights_digest: str  # of the checkpoint that it was exported from
-    contract: Contract  # of the denoiser
+    contracts: tuple[Contract, ...]  # one a program, whatever the target
     programs: tuple[Program, ...]
     files: dict[str, FileEntry]
     versions: dict[str, str]
@@ -87,6 +77,25 @@ class Manifest(Record):
     def sealed(self) -> Self:
         """This manifest with its digest."""
         return self.model_copy(update={"digest": self.computed_digest()})
+
+    def contract(self, program: str = "denoiser") -> Contract:
+        """The contract of a program.
+
+        Raises:
+            KeyError: the bundle has none of that name.
+        """
+        return {contract.program: contract for contract in self.contracts}[program]
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the denoiser denoises."""
+        _, channels, height, width = self.contract().inputs[0].shape
+        return channels, height, width
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the rows of time features depend on a class, so that `temporal` makes them."""
+        return self.model.num_classes is not None
 
     @field_validator("files")
     @classmethod
@@ -108,4 +117,12 @@ class Manifest(Record):
         for needed in (PLAN, GOLDEN, *(program.file for program in self.programs)):
             if needed not in self.files and not any(name.startswith(f"{needed}/") for name in self.files):
                 raise ValueError(f"{needed} is not among its files")
+        names = [contract.program for contract in self.contracts]
+        if "denoiser" not in names or len(set(names)) != len(names):
+            raise ValueError(f"contracts of {names}, not one of each program")
+        unknown = {program.name for program in self.programs} - set(names)
+        if unknown:
+            raise ValueError(f"programs without a contract: {', '.join(sorted(unknown))}")
+        if self.labelled and "temporal" not in names:
+            raise ValueError("a class-conditional bundle needs the program temporal")
         return self

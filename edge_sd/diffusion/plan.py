@@ -75,6 +75,11 @@ class Plan:
         header = self.header.model_copy(update={"feature_width": features.shape[1]})
         return Plan(header, {**self.columns, "features": features})
 
+    def head(self, rows: int) -> "Plan":
+        """The first rows alone: for a look at shapes, not for a picture."""
+        header = self.header.model_copy(update={"steps": min(rows, self.header.steps)})
+        return Plan(header, {name: column[:rows] for name, column in self.columns.items()})
+
     def save(self, path: Path) -> None:
         """Write it as safetensors, the header in the metadata."""
         write_tensors(path, self.columns, self.header)

@@ -6,6 +6,7 @@ features, so that no block holds a time layer.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,16 +41,17 @@ class ResBlock(nn.Module):
         groups: int,
         scale_shift: bool,
         dropout: float,
+        eps: float = 1e-5,
         resample: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift = scale_shift
         self.feature_width = out_channels * (2 if scale_shift else 1)
-        self.norm1 = group_norm(groups, channels)
+        self.norm1 = group_norm(groups, channels, eps)
         self.resample_inner = resample(channels) if resample else nn.Identity()
         self.resample_skip = resample(channels) if resample else nn.Identity()
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(groups, out_channels)
+        self.norm2 = group_norm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -82,10 +84,10 @@ def _heads_of(channels: int, heads: int | None, head_channels: int | None) -> in
 class SelfAttention(nn.Module):
     """Self-attention over the cells of a feature map, (B, C, H, W) → the same."""
 
-    def __init__(self, channels: int, *, groups: int, heads: int | None, head_channels: int | None) -> None:
+    def __init__(self, channels: int, *, groups: int, heads: int | None, head_channels: int | None, eps: float = 1e-5) -> None:
         super().__init__()
         self.heads = _heads_of(channels, heads, head_channels)
-        self.norm = group_norm(groups, channels)
+        self.norm = group_norm(groups, channels, eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.attend = DotProductAttention()
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
@@ -159,10 +161,13 @@ class SpatialTransformer(nn.Module):
 
 
 class ConvDown(nn.Conv2d):
-    """Strided 3×3 convolution, (B, C, H, W) → (B, C, H/2, W/2)."""
+    """Strided 3×3 convolution, (B, C, H, W) → (B, C, H/2, W/2); `pad` at "both" ends, or right and bottom only ("end", DDPM)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+    def __init__(self, channels: int, pad: Literal["both", "end"] = "both") -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1 if pad == "both" else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if self.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class ConvUp(nn.Module):
@@ -191,9 +196,12 @@ class PixelUp(nn.Upsample):
         super().__init__(scale_factor=2.0, mode="nearest")
 
 
-def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding of (possibly fractional) timesteps, (B,) → (B, width): cosines, then sines (ADM's order)."""
+def sinusoid(t: Tensor, width: int, max_period: float = 10_000.0, shift: int = 0) -> Tensor:
+    """Sinusoidal embedding of (possibly fractional) timesteps, (B,) → (B, width): cosines, then sines (ADM's order).
+
+    Frequency k is max_period^(−k/(width/2 − shift)), k from 0: ADM's shift is 0, DDPM's 1.
+    """
     half = width // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=t.dtype, device=t.device))
+    frequencies = torch.exp(-math.log(max_period) / (half - shift) * torch.arange(half, dtype=t.dtype, device=t.device))
     angles = t[:, None] * frequencies[None]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))

@@ -28,6 +28,9 @@ class ModelConfig(Record):
     wavelet: str = "haar"
     scale_shift: bool = False  # time features scale and shift the second norm, instead of being added
     norm_groups: PositiveInt = 32
+    norm_eps: float = Field(default=1e-5, gt=0.0, lt=1.0)  # of every group norm but a transformer block's
+    embedding_shift: int = Field(default=0, ge=0)  # of the sinusoid's frequencies, 10,000^(−k/(width/2 − shift)); DDPM: 1
+    down_padding: Literal["both", "end"] = "both"  # where the convolution that leaves a level pads (DDPM: right and bottom only)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     num_classes: PositiveInt | None = None
     class_conditioning: Literal["add", "context"] = "add"  # added to the time embedding, or a token for cross-attention
@@ -43,6 +46,8 @@ class ModelConfig(Record):
                 f"image_size {self.image_size} cannot be halved {halvings} times, as {len(self.multipliers)} levels need; "
                 f"a multiple of {2**halvings} can"
             )
+        if self.embedding_shift >= self.width // 2:
+            raise ValueError(f"embedding_shift {self.embedding_shift} leaves none of the {self.width // 2} frequencies")
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError("give either heads or head_channels")
         for level, multiplier in enumerate(self.multipliers):

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import TypedDict, cast
 
 import torch
@@ -52,7 +53,7 @@ class Temporal(nn.Module):
         if (y is None) != (config.num_classes is None):
             wanted = "needs a class" if y is None else "knows no classes"
             raise UsageError(f"this model {wanted}", "y is given where, and only where, num_classes is set")
-        embedding = self.out(F.silu(self.hidden(sinusoid(t, config.width))))
+        embedding = self.out(F.silu(self.hidden(sinusoid(t, config.width, shift=config.embedding_shift))))
         if y is not None and config.class_conditioning == "add":
             embedding = embedding + self.classes(y)
         rows: Tensor = self.project(F.silu(embedding))
@@ -127,7 +128,7 @@ class SpectralUNet(nn.Module):
             if level:
                 self.up.append(self._resample(channels, "up"))
                 factor //= 2
-        self.norm_out = group_norm(config.norm_groups, channels)
+        self.norm_out = group_norm(config.norm_groups, channels, config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
         self.temporal_net = Temporal(config, sum(self._rows))
         self.feature_width = sum(self._rows) + (config.context_tokens * config.context_dim if config.context_dim else 0)
@@ -142,6 +143,7 @@ class SpectralUNet(nn.Module):
             groups=config.norm_groups,
             scale_shift=config.scale_shift,
             dropout=config.dropout,
+            eps=config.norm_eps,
             resample=resample,
         )
         self._rows.append(block.feature_width)
@@ -154,7 +156,7 @@ class SpectralUNet(nn.Module):
             return UNetLayer(block, None)
         shape = _AttentionShape(groups=config.norm_groups, heads=config.heads, head_channels=config.head_channels)
         if config.context_dim is None:
-            return UNetLayer(block, SelfAttention(out_channels, **shape))
+            return UNetLayer(block, SelfAttention(out_channels, **shape, eps=config.norm_eps))
         return UNetLayer(
             block, SpatialTransformer(out_channels, **shape, context_dim=config.context_dim, depth=config.transformer_depth)
         )
@@ -168,7 +170,7 @@ class SpectralUNet(nn.Module):
             return self._block(channels, channels, gated if self.config.gating else lambda _: plain())
         if self.config.gating:
             return gated(channels)
-        return ConvDown(channels) if down else ConvUp(channels)
+        return ConvDown(channels, self.config.down_padding) if down else ConvUp(channels)
 
     # The two halves
 
@@ -189,10 +191,11 @@ class SpectralUNet(nn.Module):
                 f"a sample of {x.shape[-2]}×{x.shape[-1]} cannot be halved {config.levels - 1} times",
                 "use a multiple of the last level's factor",
             )
-        rows = iter(features[:, : sum(self._rows)].split(self._rows, dim=1))
+        ends = tuple(accumulate(self._rows))  # slices and not one split: a form that every delegate takes
+        rows = (features[:, end - width : end] for end, width in zip(ends, self._rows, strict=True))
         context = None
         if config.context_dim is not None:
-            context = features[:, sum(self._rows) :].unflatten(1, (config.context_tokens, config.context_dim))
+            context = features[:, ends[-1] :].unflatten(1, (config.context_tokens, config.context_dim))
         taps: dict[str, Tensor] = {}
 
         def apply(module: nn.Module, h: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""Models that others trained: a diffusers folder becomes a checkpoint of ours, weight for weight."""
+
+from edge_sd.foreign.folder import Foreign as Foreign
+from edge_sd.foreign.folder import load_foreign as load_foreign
+from edge_sd.foreign.folder import open_model as open_model

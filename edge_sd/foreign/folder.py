@@ -1,0 +1,109 @@
+"""A diffusers folder → a checkpoint and, for latent diffusion, its decoder.
+
+Read are the folder of a UNet2DModel and those of DDPMPipeline, DDIMPipeline, PNDMPipeline and LDMPipeline. As in diffusers, a
+component that has no folder of its own lies in the pipeline's (what the first pipelines on the Hub look like).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_sd.checkpoint import Checkpoint, CheckpointHeader, Provenance, load_checkpoint, versions
+from edge_sd.decoder import Decoder, load_decoder
+from edge_sd.diffusion.plan import Prediction
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import tensors_digest
+from edge_sd.foreign.mapping import map_weights
+from edge_sd.foreign.schedule import read_schedule
+from edge_sd.foreign.unet import read_unet_config
+from edge_sd.foreign.weights import CONFIG, class_of, read_json, read_weights
+
+_INDEX, _SCHEDULER = "model_index.json", "scheduler_config.json"
+# Pipeline → its components.
+_PIPELINES = {
+    "DDPMPipeline": ("unet", "scheduler"),
+    "DDIMPipeline": ("unet", "scheduler"),
+    "PNDMPipeline": ("unet", "scheduler"),
+    "LDMPipeline": ("unet", "scheduler", "vqvae"),
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model that was trained elsewhere.
+
+    Attributes:
+        checkpoint: the denoiser, as if it had been trained here; `provenance.settings` say what it was read from.
+        decoder: its latents → images; None for a model of pixels.
+    """
+
+    checkpoint: Checkpoint
+    decoder: Decoder | None
+
+
+def load_foreign(path: Path) -> Foreign:
+    """Read a folder that diffusers wrote. Nothing of it is run, and diffusers need not be installed.
+
+    A folder without a scheduler gets the defaults of DDPMScheduler (linear β, ε-prediction); `provenance.settings` say so.
+
+    Raises:
+        EdgeSDError: something in it has no counterpart here, is missing, broken or a pickle; it is named.
+    """
+    if not path.is_dir():
+        raise EdgeSDError(f"{path} is not a folder" if path.exists() else f"{path} does not exist", "give a diffusers folder")
+    settings: dict[str, Any] = {}
+    decoder = None
+    if (path / _INDEX).is_file():
+        pipeline = class_of(read_json(path / _INDEX), path / _INDEX)
+        if pipeline not in _PIPELINES:
+            raise EdgeSDError(
+                f"{path / _INDEX}: {pipeline} has no counterpart here", f"those that have one: {', '.join(_PIPELINES)}"
+            )
+        settings["pipeline"] = pipeline
+        if "vqvae" in _PIPELINES[pipeline]:
+            decoder = load_decoder(_component(path, "vqvae"))
+    noise_schedule, prediction, scheduler = _schedule_of(_component(path, "scheduler") / _SCHEDULER, settings)
+    checkpoint = _checkpoint_of(_component(path, "unet"), noise_schedule, prediction, {**settings, **scheduler})
+    channels = checkpoint.header.model.in_channels
+    if decoder is not None and decoder.latent_channels != channels:
+        raise EdgeSDError(
+            f"{path}: the denoiser makes {channels} channels, its {decoder.header.architecture} takes {decoder.latent_channels}",
+            "are its parts from different pipelines?",
+        )
+    return Foreign(checkpoint, decoder)
+
+
+def open_model(path: Path) -> Foreign:
+    """Read a checkpoint of ours (a file) or a folder that diffusers wrote; see `load_checkpoint` and `load_foreign`."""
+    return load_foreign(path) if path.is_dir() else Foreign(load_checkpoint(path), None)
+
+
+def _component(path: Path, name: str) -> Path:
+    return path / name if (path / name).is_dir() else path
+
+
+def _schedule_of(path: Path, settings: dict[str, Any]) -> tuple[NoiseSchedule, Prediction, dict[str, Any]]:
+    """The schedule, the prediction, and what the provenance says of them."""
+    if path.is_file():
+        values = read_json(path)
+        return *read_schedule(values, path), {"scheduler": values}
+    if "pipeline" in settings:
+        raise EdgeSDError(f"{path} does not exist", "was the folder copied whole?")
+    return NoiseSchedule(), "epsilon", {"scheduler": "none in the folder; assumed: DDPMScheduler's defaults, linear, epsilon"}
+
+
+def _checkpoint_of(folder: Path, noise_schedule: NoiseSchedule, prediction: Prediction, settings: dict[str, Any]) -> Checkpoint:
+    values, source = read_json(folder / CONFIG), folder / CONFIG
+    if (name := class_of(values, source)) != "UNet2DModel":
+        raise EdgeSDError(f"{source}: {name} has no counterpart here", "give the folder of a UNet2DModel or of its pipeline")
+    theirs, config = read_unet_config(values, source)
+    weights = map_weights(read_weights(folder), theirs, config, folder)
+    header = CheckpointHeader(
+        model=config,
+        noise_schedule=noise_schedule,
+        prediction=prediction,
+        provenance=Provenance(made_by="import", settings={"class": name, **settings}, versions=versions()),
+        digest=tensors_digest(weights),
+    )
+    return Checkpoint(header, weights)

@@ -1,0 +1,124 @@
+"""The programs of a bundle as modules that torch.export can take, and their contracts."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_sd.bundle import Trajectory
+from edge_sd.bundle.contract import Contract, PlanSummary, TensorSpec
+from edge_sd.diffusion import Plan
+from edge_sd.errors import EdgeSDError
+from edge_sd.export._target import Source
+from edge_sd.export.rewrites import rewritten
+from edge_sd.models.unet import SpectralUNet
+
+
+class DenoiserProgram(nn.Module):
+    """The program without time: (sample, time_features) → prediction."""
+
+    def __init__(self, model: SpectralUNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, time_features: Tensor) -> Tensor:
+        return self.model.denoise(sample, time_features)
+
+
+class TemporalProgram(nn.Module):
+    """All that depends on time, always in float32: (timestep (1,), label (1,) int32 where there are classes) → (1, F)."""
+
+    def __init__(self, model: SpectralUNet) -> None:
+        super().__init__()
+        self.temporal_net = model.temporal_net
+
+    def forward(self, timestep: Tensor, label: Tensor | None = None) -> Tensor:
+        out: Tensor = self.temporal_net(timestep, label)
+        return out
+
+
+class DecoderProgram(nn.Module):
+    """latent (1, C, h, w) → image (1, 3, H, W)."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        out: Tensor = self.decoder(latent)
+        return out
+
+
+def contracts(plan: Plan, trajectories: Sequence[Trajectory], labels: Sequence[int], *, temporal: bool) -> list[Contract]:
+    """Contracts of the programs that a bundle holds, ranges as met in its golden trajectories.
+
+    Args:
+        labels: class of each trajectory; empty without classes.
+    """
+    summary = PlanSummary.of(plan)
+    features = np.concatenate([trajectory.features for trajectory in trajectories])
+    rows = TensorSpec.of("time_features", "NF", features)
+    found = [
+        Contract(
+            program="denoiser",
+            inputs=(TensorSpec.of("sample", "NCHW", np.concatenate([t.samples for t in trajectories])), rows),
+            outputs=(TensorSpec.of("prediction", "NCHW", np.concatenate([t.predictions for t in trajectories])),),
+            plan=summary,
+        )
+    ]
+    if temporal:
+        inputs = [TensorSpec.of("timestep", "N", plan.timestep.astype(np.float32))]
+        if labels:
+            inputs.append(TensorSpec.of("label", "N", np.array(labels, dtype=np.int32)))
+        inputs = [spec.model_copy(update={"shape": (1,)}) for spec in inputs]
+        found.append(Contract(program="temporal", inputs=tuple(inputs), outputs=(rows,), plan=summary))
+    images = [trajectory.image for trajectory in trajectories if trajectory.image is not None]
+    if images:
+        found.append(
+            Contract(
+                program="decoder",
+                inputs=(TensorSpec.of("latent", "NCHW", np.stack([t.final for t in trajectories])),),
+                outputs=(TensorSpec.of("image", "NCHW", np.stack(images)),),
+                plan=summary,
+            )
+        )
+    return found
+
+
+def sources(
+    model: SpectralUNet, decoder: nn.Module | None, wanted: Sequence[Contract], examples: dict[str, tuple[NDArray[np.generic], ...]], rewrites: Sequence[str]
+) -> list[Source]:
+    """Rewrite each program and take it through torch.export, once for every target that wants the same rewrites.
+
+    Raises:
+        EdgeSDError: torch.export cannot follow a program.
+    """
+    modules: dict[str, nn.Module] = {
+        "denoiser": rewritten(DenoiserProgram(model), rewrites),
+        "temporal": TemporalProgram(model).eval(),
+    }
+    if decoder is not None:
+        modules["decoder"] = rewritten(DecoderProgram(decoder), rewrites)
+    found = []
+    for contract in wanted:
+        example = tuple(torch.from_numpy(value) for value in examples[contract.program])
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(modules[contract.program], example)
+        except Exception as error:  # whatever the tracer stumbles over is a fault of the program
+            raise EdgeSDError(
+                f"torch.export cannot take the {contract.program}: {str(error).strip().splitlines()[0]}",
+                "edge-sd doctor shows the versions that were tested together",
+            ) from error
+        found.append(Source(_without_traces(exported), example, contract))
+    return found
+
+
+def _without_traces(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Source lines of this machine do not go into a file, and every later pass is spared copying them."""
+    for node in exported.graph.nodes:
+        for key in ("stack_trace", "source_fn_stack", "torch_fn", "from_node"):
+            node.meta.pop(key, None)
+    return exported

@@ -1,0 +1,70 @@
+"""Another plan for a finished bundle: new rows, new goldens, the same programs."""
+
+import os
+import shutil
+from pathlib import Path
+
+from edge_sd.bundle import Bundle, file_entries, write_bundle
+from edge_sd.bundle.bundle import check_plan
+from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
+from edge_sd.checkpoint import load_checkpoint
+from edge_sd.decoder import load_decoder
+from edge_sd.diffusion import Plan
+from edge_sd.errors import EdgeSDError
+from edge_sd.export._card import card
+from edge_sd.export._check import targets
+from edge_sd.export._export import ExportRequest, draw, labels_of, save_goldens
+from edge_sd.export._programs import contracts
+from edge_sd.files import write_text
+from edge_sd.sampling import plan_features
+
+
+def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = None) -> Bundle:
+    """Write a bundle with another plan; no program is exported again, only the contracts inside them are replaced.
+
+    Args:
+        plan: without features; for the model's own schedule and prediction.
+        out: may be the bundle itself, which is then replaced as a whole.
+        goldens: golden trajectories of the new bundle; as many as before if left out.
+
+    Raises:
+        EdgeSDError: the plan is of another schedule or prediction.
+    """
+    manifest = bundle.manifest
+    if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
+        check_plan(bundle.path, manifest, plan)
+    checkpoint = load_checkpoint(bundle.path / REFERENCE)
+    model = checkpoint.build()
+    decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None
+    request = ExportRequest(targets=(), seed=bundle.golden.header.seed, goldens=goldens or len(bundle.golden.trajectories))
+    filled = plan if manifest.labelled else plan.with_features(plan_features(model, plan))
+
+    def fill(folder: Path) -> Manifest:
+        for name in manifest.files:
+            if name not in (PLAN, GOLDEN, CARD):
+                _link(bundle.path / name, folder / name)
+        trajectories = draw(filled, model, decoder and decoder.build(), request)
+        labels = labels_of(model, request.goldens)
+        filled.save(folder / PLAN)
+        save_goldens(folder, trajectories, request.seed, labels)
+        temporal = any(contract.program == "temporal" for contract in manifest.contracts)
+        known = contracts(filled, trajectories, labels, temporal=temporal)
+        for target, file in {(program.target, program.file) for program in manifest.programs if program.target != "torch"}:
+            if target not in targets():
+                raise EdgeSDError(f"{bundle.path} holds programs of the unknown target {target}", "install what it was exported with")
+            targets()[target].stamp(folder / file, known)
+        image = trajectories[0].image
+        write_text(folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, None if image is None else image.shape))
+        return manifest.model_copy(update={"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""})
+
+    return write_bundle(out, fill, overwrite=True)
+
+
+def _link(source: Path, destination: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; `stamp` writes a new file, never into this one."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+

@@ -1,0 +1,156 @@
+"""The ExecuTorch target: one .pte whose methods are the programs, lowered to XNNPACK, Core ML or Vulkan."""
+
+import collections
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_sd.bundle.contract import Contract
+from edge_sd.bundle.placement import Placement
+from edge_sd.errors import EdgeSDError
+from edge_sd.export._quiet import quiet
+from edge_sd.export._target import Exported, Source, Target, TargetOptions
+from edge_sd.files import write_bytes
+from edge_sd.runnable import Availability, packages_available
+
+FILE = "programs.pte"
+_PROFILED_CALLS = 3
+_RUNS_HERE = "xnnpack"
+
+
+class ExecuTorchTarget(Target):
+    """Everything in one delegate where it can be: each hand-over costs time, and a second pass through every lowering step."""
+
+    name = "executorch"
+    about = "ExecuTorch .pte, float32; XNNPACK, or the Core ML and Vulkan delegates (not run here)"
+    rewrites = (
+        "folded-attention-nhwc",
+        "matmul-attention",
+        "depthwise-wavelet-down",
+        "butterfly-wavelet-up-nhwc",
+        "concat-pixel-up",
+        "pooled-group-norm",
+        "matmul-layer-norm",
+    )
+
+    def available(self) -> Availability:
+        return packages_available("executorch")
+
+    def check(self, sources: Sequence[Source], options: TargetOptions) -> list[str]:
+        problems = []
+        for source in sources:
+            foreign = sorted(
+                {
+                    str(node.target)
+                    for node in source.exported.graph.nodes
+                    if node.op == "call_function" and hasattr(node.target, "namespace") and node.target.namespace != "aten"
+                }
+            )
+            problems += [f"{source.name}: operator {name} is not an ATen operator; ExecuTorch has no kernel for it" for name in foreign]
+        return problems
+
+    def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> dict[str, Exported]:
+        lowered = _lower(sources, options.executorch_delegate)
+        with quiet():
+            program = lowered.to_executorch()
+        write_bytes(folder / FILE, program.buffer)
+        shares = _outside_shares(folder / FILE, sources) if options.executorch_delegate == _RUNS_HERE else {}
+        return {
+            source.name: Exported(
+                FILE,
+                source.name,
+                {"delegate": options.executorch_delegate},
+                _place(lowered, source.name, options.executorch_delegate, shares.get(source.name)),
+            )
+            for source in sources
+        }
+
+    def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
+        """A .pte has no metadata: its contract is the manifest's, which holds the file's hash."""
+
+
+def _partitioner(delegate: str) -> Any:
+    if delegate == "coreml":
+        from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+        return CoreMLPartitioner()
+    if delegate == "vulkan":
+        from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+        return VulkanPartitioner()
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    return XnnpackPartitioner()
+
+
+def _lower(sources: Sequence[Source], delegate: str) -> Any:
+    with quiet():
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+        try:
+            with _shared_provenance():
+                # Parity checks what comes out; the dialect's own checks after every pass take a fifth of the time.
+                return to_edge_transform_and_lower(
+                    {source.name: source.exported for source in sources},
+                    partitioner={source.name: [_partitioner(delegate)] for source in sources},
+                    compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                )
+        except Exception as error:  # its passes raise whatever they like
+            raise EdgeSDError(
+                f"ExecuTorch cannot lower to {delegate}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+                "edge-sd export --dry-run names operators that are not supported",
+            ) from error
+
+
+@contextlib.contextmanager
+def _shared_provenance() -> Iterator[None]:
+    """Let passes share a node's history instead of copying it.
+
+    Every pass notes where a node came from and copies all earlier notes, some 25 passes deep: a fifth of the lowering time.
+    Nothing ever changes a note.
+    """
+    from torch.fx.traceback import NodeSource
+
+    NodeSource.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
+
+
+def _place(lowered: Any, method: str, delegate: str, share: float | None) -> Placement:
+    names = [
+        getattr(node.target, "__name__", str(node.target))
+        for node in lowered.exported_program(method).graph.nodes
+        if node.op == "call_function"
+    ]
+    calls = names.count("executorch_call_delegate")
+    ignored = {"executorch_call_delegate", "getitem", "alloc", "free"}
+    outside = collections.Counter(name.removeprefix("aten.") for name in names if name not in ignored)
+    note = "" if delegate == _RUNS_HERE else "lowered here, not run here"
+    return Placement(delegate=delegate, delegate_calls=calls, outside=dict(outside), outside_share=share, note=note)
+
+
+def _outside_shares(file: Path, sources: Sequence[Source]) -> dict[str, float]:
+    """Share of each method's time that is spent outside of delegates, from ExecuTorch's own event trace."""
+    shares = {}
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        from executorch.devtools import Inspector
+        from executorch.extension.pybindings.portable_lib import _load_for_executorch
+
+        for source in sources:
+            module = _load_for_executorch(str(file), enable_etdump=True)
+            for _ in range(_PROFILED_CALLS):
+                module.run_method(source.name, source.example)
+            trace = Path(folder) / f"{source.name}.etdump"
+            module.write_etdump_result_to_file(str(trace), "")
+            spent: collections.Counter[str] = collections.Counter()
+            for block in Inspector(etdump_path=str(trace)).event_blocks:
+                for event in block.events:
+                    if event.perf_data is not None:
+                        spent[event.name] += sum(event.perf_data.raw)
+            whole = spent["Method::execute"]
+            shares[source.name] = min(max(spent["OPERATOR_CALL"] / whole, 0.0), 1.0) if whole else 0.0
+    return shares
