@@ -35,7 +35,9 @@ def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> 
 def check_label(config: ModelConfig, label: int | None) -> None:
     """Refuse a class that a model does not have, or a missing one."""
     if config.context_dim is not None and config.class_conditioning != "context":
-        raise UsageError("this model wants context tokens of its own, and there is nothing here to make them", "a class can be one")
+        raise UsageError(
+            "this model wants context tokens of its own, and there is nothing here to make them", "a class can be one"
+        )
     if config.num_classes is None and label is not None:
         raise UsageError("this model knows no classes", "leave --label out")
     if config.num_classes is not None and (label is None or not 0 <= label < config.num_classes):

@@ -7,7 +7,9 @@ from edge_sd.checkpoint import CheckpointHeader, versions
 from edge_sd.diffusion import Plan
 
 
-def card(name: str, header: CheckpointHeader, plan: Plan, programs: Sequence[Program], image_shape: tuple[int, ...] | None) -> str:
+def card(
+    name: str, header: CheckpointHeader, plan: Plan, programs: Sequence[Program], image_shape: tuple[int, ...] | None
+) -> str:
     """Markdown: model, plan, programs and how they are called.
 
     Args:
@@ -16,7 +18,9 @@ def card(name: str, header: CheckpointHeader, plan: Plan, programs: Sequence[Pro
     model, provenance = header.model, header.provenance
     channels, size, _ = model.sample_shape
     rows = "\n".join(_row(program) for program in programs)
-    decoded = "" if image_shape is None else f" `decoder` turns the last sample into an image of {image_shape[-1]}×{image_shape[-2]}."
+    decoded = (
+        "" if image_shape is None else f" `decoder` turns the last sample into an image of {image_shape[-1]}×{image_shape[-2]}."
+    )
     source = (
         "`temporal` makes the rows, once for a class, before the loop"
         if model.num_classes is not None

@@ -158,7 +158,9 @@ def export_bundle(
     return write_bundle(out, fill, overwrite=overwrite)
 
 
-def _opened(checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest) -> tuple[Plan, SpectralUNet, nn.Module | None]:
+def _opened(
+    checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest
+) -> tuple[Plan, SpectralUNet, nn.Module | None]:
     if request.goldens < 1:
         raise UsageError("a bundle needs at least one golden trajectory", "--goldens 3")
     header = checkpoint.header
@@ -266,4 +268,4 @@ def _export(target: Target, prepared: Sequence[Source], check: Check, request: E
 def _size_of(checks: Sequence[Check]) -> int:
     """About what the bundle takes on disk: every target's weights, and the reference."""
     weights = [sum(memory.weights_bytes for memory in check.memory.values()) for check in checks]
-    return int(1.1 * (sum(weights) + max(weights)))
+    return int(1.1 * (sum(weights) + max(weights, default=0)))

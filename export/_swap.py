@@ -51,11 +51,17 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
         known = contracts(filled, trajectories, labels, temporal=temporal)
         for target, file in {(program.target, program.file) for program in manifest.programs if program.target != "torch"}:
             if target not in targets():
-                raise EdgeSDError(f"{bundle.path} holds programs of the unknown target {target}", "install what it was exported with")
+                raise EdgeSDError(
+                    f"{bundle.path} holds programs of the unknown target {target}", "install what it was exported with"
+                )
             targets()[target].stamp(folder / file, known)
         image = trajectories[0].image
-        write_text(folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, None if image is None else image.shape))
-        return manifest.model_copy(update={"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""})
+        write_text(
+            folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, None if image is None else image.shape)
+        )
+        return manifest.model_copy(
+            update={"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""}
+        )
 
     return write_bundle(out, fill, overwrite=True)
 
@@ -67,4 +73,3 @@ def _link(source: Path, destination: Path) -> None:
         os.link(source, destination)
     except OSError:
         shutil.copyfile(source, destination)
-

@@ -91,4 +91,3 @@ class Target(ABC):
 
         Does nothing where the format has no room for them.
         """
-

@@ -22,7 +22,9 @@ def forecast(program: ExportedProgram) -> MemoryForecast:
     weights = sum(_bytes(value) for value in program.state_dict.values())
     weights += sum(_bytes(value) for value in program.constants.values() if isinstance(value, Tensor))
     constants = {
-        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is not torch.export.graph_signature.InputKind.USER_INPUT
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind is not torch.export.graph_signature.InputKind.USER_INPUT
     }
     owner: dict[Node, Node] = {}
     last_use: dict[Node, int] = {}

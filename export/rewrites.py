@@ -40,7 +40,7 @@ class MatmulAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, heads, N, d = q.shape
-        q, k, v = ((y * scale).flatten(0, 1) if scale != 1 else y.flatten(0, 1) for y, scale in ((q, d**-0.5), (k, 1), (v, 1)))
+        q, k, v = (y.flatten(0, 1) for y in (q * d**-0.5, k, v))
         return _attend(q, k.transpose(1, 2), v).unflatten(0, (B, heads))
 
 
@@ -141,7 +141,8 @@ class SubbandMajorGate(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         pooled = x.mean((2, 3), keepdim=True).flatten(1)
-        gates = torch.sigmoid(self.out(F.silu(self.hidden(pooled))))[:, :, None, None]
+        gates = torch.sigmoid(self.out(F.silu(self.hidden(pooled))))
+        gates = gates.view(*gates.shape, 1, 1)
         return [gates[:, start : start + self.channels] for start in range(0, len(SUBBANDS) * self.channels, self.channels)]
 
 

@@ -29,7 +29,9 @@ class ExecuTorchRuntime(Runtime):
         found = bundle.program(self.target, program)
         path, delegate = bundle.path / found.file, found.options.get("delegate", "")
         if delegate != _DELEGATE:
-            raise EdgeSDError(f"{path} is lowered to {delegate}, which does not run here", "export it with --delegate xnnpack too")
+            raise EdgeSDError(
+                f"{path} is lowered to {delegate}, which does not run here", "export it with --delegate xnnpack too"
+            )
         from executorch.extension.pybindings import portable_lib
 
         if threads is not None:

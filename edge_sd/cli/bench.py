@@ -58,7 +58,25 @@ def bench(
         peak = None if result.peak_memory_bytes is None else result.peak_memory_bytes // mebi
         whole = latency.p50_ms * result.steps
         figures = (result.load_ms, result.first_ms, latency.p50_ms, latency.p90_ms, latency.p99_ms, whole)
-        rows.append((result.job.runtime, *figures, peak, result.base_memory_bytes // mebi))
-    columns = ("runtime", "load ms", "first ms", "p50 ms", "p90 ms", "p99 ms", "image ms", "peak MiB", "before loading MiB")
+        forecast = None if result.forecast_memory_bytes is None else result.forecast_memory_bytes // mebi
+        used = None if peak is None else peak - result.base_memory_bytes // mebi
+        rows.append((result.job.runtime, *figures, peak, used, forecast))
+    columns = (
+        "runtime",
+        "load ms",
+        "first ms",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "image ms",
+        "peak MiB",
+        "program MiB",
+        "forecast MiB",
+    )
     title = f"{bundle.name} on {device}: {results[0].device.processor}, {results[0].job.threads} threads, batch 1"
-    print_table(title, columns, rows, f"{warmup} warm-up calls left out; image = p50 × {results[0].steps} steps")
+    print_table(
+        title,
+        columns,
+        rows,
+        f"{warmup} warm-up calls left out; image = p50 × {results[0].steps} steps; program = peak − before loading",
+    )

@@ -35,8 +35,8 @@ def distill(
     Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ -o runs/student
     """
     given = dict(locals())
-    from edge_sd.checkpoint import load_checkpoint
     from edge_sd.cli._console import progress, say
+    from edge_sd.foreign import open_model
     from edge_sd.training import DistillConfig, TrainConfig
     from edge_sd.training import distill as distill_from
     from edge_sd.training.loop import CHECKPOINT
@@ -44,7 +44,7 @@ def distill(
     _, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
     distillation = option.pick(DistillConfig, given, "distillation settings")
-    followed = load_checkpoint(teacher)
+    followed = open_model(teacher).checkpoint
     images = option.read_data(given, model.image_size)
     with progress(f"distilling {preset}") as update:
         distill_from(

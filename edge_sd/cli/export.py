@@ -1,40 +1,126 @@
 """`edge-sd export`: a checkpoint and a plan become a bundle."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge_sd.cli import _options as option
 
+if TYPE_CHECKING:
+    from edge_sd.bundle.manifest import Program
+    from edge_sd.export import Check
+
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint to export.")],
-    target: Annotated[list[str], typer.Option("--target", help="edge-sd list targets; may be given several times.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or a diffusers folder.")],
+    target: Annotated[list[str], typer.Option("--target", help="edge-sd list targets, or all; may be given several times.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="NAME.edgesd; beside the checkpoint if left out.")] = None,
     solver: option.Solver = "dpmpp",
     steps: Annotated[int, typer.Option("--steps", help="Function evaluations of the plan.")] = 20,
     spacing: option.Spacing = None,
+    decoder: Annotated[
+        Path | None, typer.Option("--decoder", help="Decoder of a latent model: a diffusers folder, or decoder.safetensors.")
+    ] = None,
+    temporal: Annotated[
+        bool, typer.Option("--temporal", help="Export the program t → time features too, for a device that makes its own plans.")
+    ] = False,
+    onnx_opset: Annotated[int, typer.Option("--onnx-opset", help="18 is the newest whose quantized graphs load.")] = 18,
+    delegate: Annotated[
+        str, typer.Option("--delegate", help="Of ExecuTorch: xnnpack; coreml and vulkan lower here but do not run here.")
+    ] = "xnnpack",
+    coreml_precision: Annotated[str, typer.Option("--coreml-precision", help="fp16 or fp32.")] = "fp16",
+    coreml_os: Annotated[
+        str, typer.Option("--coreml-os", help="Oldest system: iOS16, iOS17 or iOS18 (one package with several functions).")
+    ] = "iOS17",
+    ram_budget: Annotated[
+        str | None, typer.Option("--ram-budget", help="Fail if a program needs more by forecast, for instance 512MiB.")
+    ] = None,
+    max_fallback: Annotated[
+        float | None,
+        typer.Option("--max-fallback", help="Fail if more than this share of the time is outside the delegate.", min=0, max=1),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and write nothing.")] = False,
     seed: option.Seed = 0,
-    goldens: Annotated[int, typer.Option("--goldens", help="Golden trajectories to keep.", min=1)] = 2,
+    goldens: Annotated[int, typer.Option("--goldens", help="Golden trajectories to keep.", min=1)] = 3,
     overwrite: option.Overwrite = False,
+    as_json: option.AsJson = False,
 ) -> None:
     """Export a checkpoint to a bundle: programs, plan, golden trajectories, manifest and card.
 
-    Example: edge-sd export runs/student/checkpoint.safetensors --target onnx -o student.edgesd
+    Example: edge-sd export runs/student/checkpoint.safetensors --target all -o student.edgesd
     """
     from edge_sd.bundle.bundle import SUFFIX
-    from edge_sd.checkpoint import load_checkpoint
     from edge_sd.cli._console import say
+    from edge_sd.decoder import load_decoder
     from edge_sd.errors import UsageError
-    from edge_sd.export import export_bundle
+    from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
+    from edge_sd.foreign import open_model
+    from edge_sd.validation import validated
 
-    out = output or checkpoint.with_suffix(SUFFIX)
-    if out.exists() and not overwrite:  # before the weights are read
+    out = output or Path(f"{checkpoint.resolve().name}{SUFFIX}" if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX))
+    if out.exists() and not overwrite and not dry_run:  # before the weights are read
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another -o")
-    bundle = export_bundle(
-        load_checkpoint(checkpoint), out, target, solver=solver, steps=steps, spacing=spacing, seed=seed, goldens=goldens,
-        overwrite=overwrite, observe=lambda stage: say(f"exporting: {stage}"),
+    options = {
+        "onnx_opset": onnx_opset,
+        "executorch_delegate": delegate,
+        "coreml_precision": coreml_precision,
+        "coreml_os": coreml_os,
+    }
+    request = ExportRequest(
+        targets=tuple(target), options=validated(TargetOptions, options, "options of the target"), solver=solver, steps=steps,
+        spacing=spacing, seed=seed, goldens=goldens, temporal=temporal, max_fallback=max_fallback,
+        ram_budget=None if ram_budget is None else parse_size(ram_budget),
     )  # fmt: skip
+    find_targets(request.targets)
+    model = open_model(checkpoint)
+    decoding = load_decoder(decoder) if decoder is not None else model.decoder
+    if dry_run:
+        checks = check_export(model.checkpoint, decoding, request, out)
+        if as_json:
+            print("[" + ",\n".join(check.model_dump_json(indent=2) for check in checks) + "]")
+        else:
+            _print_checks(checks)
+        refuse(checks, request.ram_budget)
+        return
+    bundle = export_bundle(
+        model.checkpoint, out, request, decoder=decoding, overwrite=overwrite, observe=lambda stage: say(f"exporting: {stage}")
+    )
+    if as_json:
+        print(bundle.manifest.model_dump_json(indent=2))
+    else:
+        print_programs(bundle.manifest.programs)
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     say(f"wrote {out} ({len(bundle.manifest.files)} files, {size / 2**20:.1f} MiB)")
+
+
+def print_programs(programs: "tuple[Program, ...]") -> None:
+    """Print what became of each exported program."""
+    from edge_sd.cli._console import print_table
+
+    rows = [
+        (
+            program.target,
+            program.name,
+            program.file + (f" ({program.entry})" if program.entry else ""),
+            ", ".join(f"{key} {value}" for key, value in program.options.items()),
+            program.placement.verdict if program.placement else "",
+            program.memory and f"{program.memory.weights_bytes / 2**20:.1f} + {program.memory.activations_bytes / 2**20:.1f}",
+            f"{program.seconds:.1f}",
+        )
+        for program in programs
+        if program.target != "torch"
+    ]
+    columns = ("target", "program", "file", "options", "placement", "MiB weights + activations", "seconds")
+    print_table("programs", columns, rows)
+
+
+def _print_checks(checks: "list[Check]") -> None:
+    from edge_sd.cli._console import print_table
+
+    rows = []
+    for check in checks:
+        for name, memory in check.memory.items():
+            mebi = f"{memory.weights_bytes / 2**20:.1f} + {memory.activations_bytes / 2**20:.1f}"
+            rows.append((check.target, name, mebi, ", ".join(check.rewrites), "; ".join(check.problems) or "ready"))
+    print_table("dry run", ("target", "program", "MiB weights + activations", "rewrites", "verdict"), rows)

@@ -10,8 +10,10 @@ from edge_sd.cli.bench import bench
 from edge_sd.cli.distill import distill
 from edge_sd.cli.doctor import doctor
 from edge_sd.cli.export import export
+from edge_sd.cli.inspect import inspect
 from edge_sd.cli.list import list_
 from edge_sd.cli.parity import parity
+from edge_sd.cli.plan import plan
 from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, train, distill, sample, export, parity, bench, report, doctor):
+for verb in (run, train, distill, sample, export, plan, inspect, parity, bench, report, doctor):
     app.command()(verb)
 app.command("list")(list_)
 

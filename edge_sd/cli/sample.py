@@ -25,6 +25,7 @@ def sample(
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime for a bundle, torch for a checkpoint.")
     ] = None,
+    label: Annotated[int | None, typer.Option("--label", help="Class to draw, where the model knows classes.", min=0)] = None,
     threads: option.Threads = None,
     seed: option.Seed = 0,
     scale: Annotated[int, typer.Option("--scale", help="Enlarge each pixel so many times.", min=1)] = 1,
@@ -34,6 +35,8 @@ def sample(
 
     Example: edge-sd sample student.edgesd --solver dpmpp --steps 20 -n 16 -o grid.png
     """
+    from edge_sd.bundle.bundle import SUFFIX
+    from edge_sd.bundle.manifest import MANIFEST
     from edge_sd.cli._console import progress, say
     from edge_sd.data import grid, rgb, save_png
     from edge_sd.errors import UsageError
@@ -53,10 +56,10 @@ def sample(
         def observe(done: int, total: int) -> None:
             update(done, total, "")
 
-        if model.is_dir():
-            samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, observe)
+        if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
+            samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, label, observe)
         elif runtime in (None, "torch"):
-            samples = _from_checkpoint(model, plan_choice, threads, seed, count, observe)
+            samples = _from_checkpoint(model, plan_choice, threads, seed, count, label, observe)
         else:
             raise UsageError(f"a checkpoint runs in torch, not in {runtime}", "edge-sd export makes a bundle of it")
     save_png(output, grid(rgb(samples), scale=scale))
@@ -69,20 +72,28 @@ def _from_checkpoint(
     threads: int | None,
     seed: int,
     count: int,
+    label: int | None,
     observe: Callable[[int, int], None],
 ) -> "np.ndarray":
+    import numpy as np
     import torch
 
-    from edge_sd.checkpoint import load_checkpoint
     from edge_sd.diffusion import compile_plan
+    from edge_sd.foreign import open_model
     from edge_sd.sampling import sample_model
 
-    checkpoint = load_checkpoint(path)
+    model = open_model(path)
+    header = model.checkpoint.header
     choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
-    plan = compile_plan(checkpoint.header.noise_schedule, prediction=checkpoint.header.prediction, **choice)  # type: ignore[arg-type]
+    plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
     if threads is not None:
         torch.set_num_threads(threads)
-    return sample_model(checkpoint.build(), plan, seed=seed, count=count, observe=observe)
+    samples = sample_model(model.checkpoint.build(), plan, seed=seed, count=count, label=label, observe=observe)
+    if model.decoder is None:
+        return samples
+    with torch.inference_mode():
+        decoder = model.decoder.build()
+        return np.concatenate([decoder(torch.from_numpy(sample[None])).numpy() for sample in samples])
 
 
 def _from_bundle(
@@ -92,19 +103,28 @@ def _from_bundle(
     threads: int | None,
     seed: int,
     count: int,
+    label: int | None,
     observe: Callable[[int, int], None],
 ) -> "np.ndarray":
-    from edge_sd.bundle import open_bundle
-    from edge_sd.diffusion import compile_plan
-    from edge_sd.runtimes import find_runtime, sample_bundle
+    from dataclasses import replace
 
-    bundle = open_bundle(path)
-    plan = bundle.plan
+    from edge_sd.bundle import open_bundle
+    from edge_sd.runtimes import find_runtime, rows_of, sample_bundle
+
+    bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
         from edge_sd.bundle.manifest import REFERENCE
         from edge_sd.checkpoint import load_checkpoint
+        from edge_sd.diffusion import compile_plan
         from edge_sd.sampling import plan_features
 
-        plan = compile_plan(bundle.manifest.noise_schedule, prediction=bundle.manifest.prediction, **plan_choice)  # type: ignore[arg-type]
-        plan = plan.with_features(plan_features(load_checkpoint(path / REFERENCE).build(), plan))
-    return sample_bundle(find_runtime(runtime).load(bundle, threads), plan, seed=seed, count=count, observe=observe)
+        manifest = bundle.manifest
+        plan = compile_plan(manifest.noise_schedule, prediction=manifest.prediction, **plan_choice)  # type: ignore[arg-type]
+        plan = plan.with_features(plan_features(load_checkpoint(path / REFERENCE).build(), plan, label))
+        bundle, features = replace(bundle, plan=plan), plan.features
+    else:
+        features = rows_of(bundle, found, label, threads)
+    decoder = found.load(bundle, threads, "decoder") if "decoder" in {c.program for c in bundle.manifest.contracts} else None
+    return sample_bundle(
+        found.load(bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder, observe=observe
+    )

@@ -58,7 +58,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, row: Tensor) -> Tensor:
         """x: (B, C, H, W); row: (B, feature_width), this block's time features. Returns (B, out, H', W')."""
-        row = row[:, :, None, None]
+        row = row.view(*row.shape, 1, 1)
         h = self.conv1(self.resample_inner(F.silu(self.norm1(x))))
         if self.scale_shift:
             scale, shift = row.chunk(2, dim=1)

@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from edge_sd.data import DataConfig
 from edge_sd.errors import UsageError
+from edge_sd.export import TargetOptions
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.training.config import DistillConfig, TrainConfig
 from edge_sd.validation import Record, validated
@@ -78,7 +79,8 @@ class ExportSection(Record):
     """What the bundle holds."""
 
     targets: tuple[str, ...] = ("onnx",)
-    goldens: int = Field(default=2, ge=1)
+    options: TargetOptions = TargetOptions()
+    goldens: int = Field(default=3, ge=1)
 
 
 class ParitySection(Record):

@@ -16,8 +16,9 @@ from edge_sd.diffusion import SCHEDULES, compile_plan, solvers
 from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import ParityError, UsageError
 from edge_sd.evaluation.gates import gate_means
-from edge_sd.export import export_bundle, targets
+from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_model, write_tensors, write_text
+from edge_sd.foreign import open_model
 from edge_sd.models import PRESETS
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.stages import Stages, hash_of
@@ -92,11 +93,9 @@ class Run:
             and (not self.out.is_dir() or any(not path.name.startswith(".") for path in self.out.iterdir()))
         ):
             raise UsageError(f"{self.out} exists and is no run", "choose another -o")
-        for name in config.export.targets:
-            if name not in targets():
-                raise UsageError(f"unknown target {name!r}", f"one of {', '.join(targets())}")
+        exported = {target.name for target in find_targets(config.export.targets)}
         for name in (*config.parity.runtimes, *config.bench.runtimes):
-            if find_runtime(name).target not in (*config.export.targets, "torch"):
+            if find_runtime(name).target not in (*exported, "torch"):
                 raise UsageError(
                     f"runtime {name} runs the target {runtimes()[name].target}, which is not exported", "add it to export.targets"
                 )
@@ -107,7 +106,7 @@ class Run:
         if config.teacher.preset is not None:
             shape = config.teacher.section.config.sample_shape
         else:
-            shape = load_checkpoint(self.teacher_path).header.model.sample_shape
+            shape = open_model(self.teacher_path).checkpoint.header.model.sample_shape
         if shape != config.student.config.sample_shape:
             raise UsageError(
                 f"the teacher denoises {shape}, the student {config.student.config.sample_shape}", "give both one image_size"
@@ -159,7 +158,7 @@ class Run:
             [self.student_path],
             lambda: distill(
                 student.config,
-                load_checkpoint(self.teacher_path),
+                open_model(self.teacher_path).checkpoint,
                 self._data,
                 student.train,
                 student.distill,
@@ -176,11 +175,17 @@ class Run:
         sample, export = self.config.sample, self.config.export
 
         def action() -> None:
-            export_bundle(
-                load_checkpoint(self.student_path), self.bundle_path, export.targets, solver=sample.solver, steps=sample.steps,
-                spacing=sample.spacing, seed=sample.seed, goldens=export.goldens, overwrite=True,
-                observe=lambda what: self.update("export", 0, 1, what),
+            request = ExportRequest(
+                targets=export.targets, options=export.options, solver=sample.solver, steps=sample.steps, spacing=sample.spacing,
+                seed=sample.seed, goldens=export.goldens,
             )  # fmt: skip
+            export_bundle(
+                load_checkpoint(self.student_path),
+                self.bundle_path,
+                request,
+                overwrite=True,
+                observe=lambda what: self.update("export", 0, 1, what),
+            )
 
         settings = {
             "export": export.model_dump(mode="json"),
@@ -219,7 +224,7 @@ class Run:
         student = load_checkpoint(self.student_path)
         drawn = {
             "real": self._data.pixels[: choice.count].astype(np.float32) / 127.5 - 1,
-            "teacher": self._from_torch(load_checkpoint(self.teacher_path), "teacher's samples"),
+            "teacher": self._from_torch(open_model(self.teacher_path).checkpoint, "teacher's samples"),
             "student": self._from_torch(student, "student's samples"),
             "exported": sample_bundle(
                 find_runtime(runtime).load(bundle), bundle.plan, seed=choice.seed, count=choice.count,
