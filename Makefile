@@ -37,6 +37,7 @@ check: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/denoiser.py
+	$(BIN)/python tests/benchmarks/export.py
 
 wheel: install
 	rm -rf build

@@ -91,9 +91,13 @@ def refuse(checks: Sequence[Check], ram_budget: int | None) -> None:
     for check in checks:
         if ram_budget is not None and check.peak_bytes > ram_budget:
             name, memory = max(check.memory.items(), key=lambda item: item[1].total_bytes)
+            total, weights, activations, budget = (
+                f"{size / 2**20:.0f} MiB"
+                for size in (memory.total_bytes, memory.weights_bytes, memory.activations_bytes, ram_budget)
+            )
             raise EdgeSDError(
-                f"{check.target}: the {name} needs about {memory.total_bytes / 2**20:.0f} MiB ({memory.weights_bytes / 2**20:.0f} of "
-                f"weights, {memory.activations_bytes / 2**20:.0f} of activations), the budget is {ram_budget / 2**20:.0f} MiB",
+                f"{check.target}: the {name} needs about {total} ({weights} of weights, {activations} of activations), "
+                f"the budget is {budget}",
                 "a slimmer model, fewer bits, or a larger --ram-budget",
             )
 

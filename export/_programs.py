@@ -87,12 +87,11 @@ def contracts(plan: Plan, trajectories: Sequence[Trajectory], labels: Sequence[i
     return found
 
 
+Examples = dict[str, tuple[NDArray[np.generic], ...]]  # inputs of one call, by program
+
+
 def sources(
-    model: SpectralUNet,
-    decoder: nn.Module | None,
-    wanted: Sequence[Contract],
-    examples: dict[str, tuple[NDArray[np.generic], ...]],
-    rewrites: Sequence[str],
+    model: SpectralUNet, decoder: nn.Module | None, wanted: Sequence[Contract], examples: Examples, rewrites: Sequence[str]
 ) -> list[Source]:
     """Rewrite each program and take it through torch.export, once for every target that wants the same rewrites.
 

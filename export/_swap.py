@@ -43,7 +43,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
         for name in manifest.files:
             if name not in (PLAN, GOLDEN, CARD):
                 _link(bundle.path / name, folder / name)
-        trajectories = draw(filled, model, decoder and decoder.build(), request)
+        trajectories = draw(filled, model, None if decoder is None else decoder.build(), request)
         labels = labels_of(model, request.goldens)
         filled.save(folder / PLAN)
         save_goldens(folder, trajectories, request.seed, labels)
@@ -56,12 +56,10 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
                 )
             targets()[target].stamp(folder / file, known)
         image = trajectories[0].image
-        write_text(
-            folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, None if image is None else image.shape)
-        )
-        return manifest.model_copy(
-            update={"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""}
-        )
+        shape = None if image is None else image.shape
+        write_text(folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, shape))
+        changed = {"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""}
+        return manifest.model_copy(update=changed)
 
     return write_bundle(out, fill, overwrite=True)
 

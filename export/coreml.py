@@ -33,15 +33,13 @@ class CoreMLTarget(Target):
 
     def check(self, sources: Sequence[Source], options: TargetOptions) -> list[str]:
         with quiet():
-            from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY as registry
+            from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
         problems = []
         for source in sources:
-            missing = set()
-            for node in source.exported.run_decompositions({}).graph.nodes:
-                name = str(node.target)
-                if node.op == "call_function" and hasattr(node.target, "_schema") and registry.get_func(_plain(name)) is None:
-                    missing.add(name)
-            problems += [f"{source.name}: operator {name} has no Core ML counterpart" for name in sorted(missing)]
+            nodes = source.exported.run_decompositions({}).graph.nodes
+            names = {str(node.target) for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")}
+            missing = sorted(name for name in names if _TORCH_OPS_REGISTRY.get_func(_plain(name)) is None)
+            problems += [f"{source.name}: operator {name} has no Core ML counterpart" for name in missing]
         return problems
 
     def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> dict[str, Exported]:
@@ -58,7 +56,7 @@ class CoreMLTarget(Target):
             _embed(package, held)
             _validate(package, held)
         place = Placement(delegate="Core ML", delegate_calls=0, note="decided on the device; not known here")
-        described = {"precision": options.coreml_precision, "os": options.coreml_os}
+        described: dict[str, str] = {"precision": options.coreml_precision, "os": options.coreml_os}
         return {name: Exported(package.name, entries[name], described, place) for name, package in packages.items()}
 
     def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from edge_sd.bundle.placement import MemoryForecast
@@ -21,11 +21,8 @@ def forecast(program: ExportedProgram) -> MemoryForecast:
     """
     weights = sum(_bytes(value) for value in program.state_dict.values())
     weights += sum(_bytes(value) for value in program.constants.values() if isinstance(value, Tensor))
-    constants = {
-        spec.arg.name
-        for spec in program.graph_signature.input_specs
-        if spec.kind is not torch.export.graph_signature.InputKind.USER_INPUT
-    }
+    specs = program.graph_signature.input_specs
+    constants = {spec.arg.name for spec in specs if spec.kind is not InputKind.USER_INPUT}
     owner: dict[Node, Node] = {}
     last_use: dict[Node, int] = {}
     nodes = list(program.graph.nodes)

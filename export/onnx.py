@@ -101,7 +101,8 @@ def _convert(source: Source, opset: int, file: Path) -> None:
 
 def _needs_external_data(source: Source) -> bool:
     """A protobuf file ends at 2 GiB."""
-    return sum(value.numel() * value.element_size() for value in source.exported.state_dict.values()) > 2**31 - 2**24
+    size: int = sum(value.numel() * value.element_size() for value in source.exported.state_dict.values())
+    return size > 2**31 - 2**24
 
 
 def _place(file: Path, source: Source) -> Placement:

@@ -39,9 +39,10 @@ class MatmulAttention(nn.Module):
         super().__init__()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        B, heads, N, d = q.shape
+        B, heads, _, d = q.shape
         q, k, v = (y.flatten(0, 1) for y in (q * d**-0.5, k, v))
-        return _attend(q, k.transpose(1, 2), v).unflatten(0, (B, heads))
+        out: Tensor = _attend(q, k.transpose(1, 2), v).unflatten(0, (B, heads))
+        return out
 
 
 class FoldedSelfAttention(nn.Module):
@@ -147,7 +148,7 @@ class SubbandMajorGate(nn.Module):
 
 
 class DepthwiseWaveletDown(nn.Module):
-    """`WaveletDown` as one fixed depthwise convolution a subband; their gated sum grows term by term, the four are never stored."""
+    """`WaveletDown` as one fixed depthwise convolution a subband, summed as they come: the four are never stored."""
 
     def __init__(self, source: WaveletDown) -> None:
         super().__init__()
@@ -160,12 +161,12 @@ class DepthwiseWaveletDown(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gates = self.gate(x)
         x = F.pad(x, (self.pad,) * 4, mode="circular") if self.pad else x
-        low, *details = (
-            gate * F.conv2d(x, kernel, stride=2, groups=self.channels) for gate, kernel in zip(gates, self.kernels, strict=True)
-        )
-        for detail in details:
-            low = low + detail
-        return low
+        out: Tensor | None = None
+        for gate, kernel in zip(gates, self.kernels, strict=True):
+            band = gate * F.conv2d(x, kernel, stride=2, groups=self.channels)
+            out = band if out is None else out + band
+        assert out is not None  # noqa: S101 (there are four subbands)
+        return out
 
 
 class ButterflyWaveletUp(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from edge_sd.bundle import Bundle, Golden, trace
@@ -93,7 +94,8 @@ def check_parity(
     worst: dict[str, float] = {}
     if "temporal" in programs:
         temporal = runtime.load(bundle, threads, "temporal")
-        labels = [(np.array([label], dtype=np.int32),) for label in bundle.golden.header.labels] or [()] * len(goldens)
+        labels: list[tuple[NDArray[np.int32], ...]] = [(np.array([y], dtype=np.int32),) for y in bundle.golden.header.labels]
+        labels = labels or [()] * len(goldens)
         times = bundle.plan.timestep.astype(np.float32)[:, None]
         worst["temporal_snr_db"] = min(
             snr_db(golden.features, np.concatenate([temporal(t, *label) for t in times]))

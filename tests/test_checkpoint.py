@@ -156,7 +156,7 @@ def test_a_file_of_ours_that_is_something_else(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("schema_version", 2), ("kind", "state"), ("prediction", "score"), ("digest", None), ("noise_schedule", 7), ("color", 1)],
+    [("schema_version", "1"), ("kind", "state"), ("prediction", "score"), ("digest", None), ("noise_schedule", 7), ("color", 1)],
 )
 def test_a_header_that_cannot_be_meant(field: str, value: Any, file: Path) -> None:
     header = load_checkpoint(file).header.model_dump(mode="json")
@@ -164,7 +164,14 @@ def test_a_header_that_cannot_be_meant(field: str, value: Any, file: Path) -> No
     refused(file, f"is not a valid CheckpointHeader: {field}")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"model": {"width": NaN}}'])
+@pytest.mark.parametrize(("version", "remedy"), [(2, "pip install --upgrade edge-sd"), (0, "make it again")])
+def test_another_schema_version_is_no_damage(version: int, remedy: str, file: Path) -> None:
+    header = load_checkpoint(file).header.model_dump(mode="json")
+    save_file(load_file(file), file, metadata={HEADER: json.dumps({**header, "schema_version": version, "novelty": 1})})
+    refused(file, rf"model\.safetensors has schema version {version}, this edge-sd reads version 1 .try: .*{remedy}")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "\x00", '{"model": {"width": NaN}}'])
 def test_a_header_that_is_no_json(text: str, file: Path) -> None:
     save_file(load_file(file), file, metadata={HEADER: text})
     refused(file, "is not a valid CheckpointHeader")

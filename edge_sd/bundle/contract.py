@@ -40,7 +40,7 @@ class TensorSpec(Record):
     def of(cls, name: str, layout: str, values: NDArray[np.generic]) -> "TensorSpec":
         """Describe one call's tensor, (1, …), by values of it from several, (n, …)."""
         shape, dtype = (1, *values.shape[1:]), "int32" if values.dtype == np.int32 else "float32"
-        return cls(name=name, shape=shape, dtype=dtype, layout=layout, range=(float(values.min()), float(values.max())))  # type: ignore[arg-type]
+        return cls(name=name, shape=shape, dtype=dtype, layout=layout, range=(float(values.min()), float(values.max())))
 
 
 class PlanSummary(Record):

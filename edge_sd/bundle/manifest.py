@@ -84,7 +84,8 @@ class Manifest(Record):
         Raises:
             KeyError: the bundle has none of that name.
         """
-        return {contract.program: contract for contract in self.contracts}[program]
+        contracts: dict[str, Contract] = {contract.program: contract for contract in self.contracts}
+        return contracts[program]
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

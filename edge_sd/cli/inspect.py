@@ -37,6 +37,7 @@ def _print(bundle: "Bundle") -> None:
     times = ", ".join(f"{t:g}" for t in plan.timestep[:6]) + (", …" if len(plan) > 6 else "")
     size = sum(entry.bytes for entry in manifest.files.values())
     labels = f", classes {', '.join(map(str, golden.header.labels))}" if golden.header.labels else ""
+    drawn = f"{len(golden.trajectories)} trajectories from seed {golden.header.seed}{labels}"
     rows = [
         ("model", f"{model.in_channels}×{model.image_size}×{model.image_size}, width {model.width}, "
                   f"gating {'on' if model.gating else 'off'}, {manifest.prediction}-prediction"
@@ -45,25 +46,17 @@ def _print(bundle: "Bundle") -> None:
         ("plan", f"{header.solver}, {len(plan)} steps, {header.spacing} spacing"
                  + (", adds noise" if plan.stochastic else "") + f"; timesteps {times}"),
         ("rows", "by the program temporal, once for a class" if manifest.labelled else f"{header.feature_width} features a step"),
-        ("goldens", f"{len(golden.trajectories)} trajectories from seed {golden.header.seed}{labels}, by {golden.header.reference}"),
+        ("goldens", f"{drawn}, by {golden.header.reference}"),
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("on disk", f"{len(manifest.files)} files, {size / 2**20:.1f} MiB, every hash as in the manifest"),
     ]  # fmt: skip
     print_table(f"{manifest.name} ({bundle.path})", ("", ""), rows)
-    tensors = [
-        (
-            contract.program,
-            way,
-            spec.name,
-            "×".join(map(str, spec.shape)),
-            spec.dtype,
-            spec.layout,
-            "{:.4g} … {:.4g}".format(*spec.range),
-        )
-        for contract in manifest.contracts
-        for way, specs in (("in", contract.inputs), ("out", contract.outputs))
-        for spec in specs
-    ]
+    tensors = []
+    for contract in manifest.contracts:
+        for way, specs in (("in", contract.inputs), ("out", contract.outputs)):
+            for spec in specs:
+                shape, values = "×".join(map(str, spec.shape)), "{:.4g} … {:.4g}".format(*spec.range)
+                tensors.append((contract.program, way, spec.name, shape, spec.dtype, spec.layout, values))
     print_table("contracts", ("program", "", "tensor", "shape", "dtype", "layout", "range in the goldens"), tensors)
     print_programs(manifest.programs)
     for rewrites in sorted({(program.target, program.rewrites) for program in manifest.programs if program.rewrites}):

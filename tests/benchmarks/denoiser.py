@@ -7,17 +7,17 @@ this machine shows in the same run.
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from _measure import convolution_rate, interleaved, ratio_interval
 
 from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.diffusion import SCHEDULES
-from edge_sd.export import export_bundle
+from edge_sd.export import ExportRequest, export_bundle
 from edge_sd.models import PRESETS
 from edge_sd.models.count import count
 from edge_sd.models.unet import SpectralUNet
@@ -35,10 +35,9 @@ def main(preset_name: str = "tiny16", threads: int = 2) -> None:
         SpectralUNet(preset.config), SCHEDULES[preset.schedule], preset.prediction, Provenance(made_by="bench")
     )
     with tempfile.TemporaryDirectory() as folder:
-        bundle = export_bundle(checkpoint, Path(folder) / "bench.edgesd", ["onnx"], steps=4, goldens=1)
+        bundle = export_bundle(checkpoint, Path(folder) / "bench.edgesd", ExportRequest(("onnx",), steps=4, goldens=1))
         calls = {name: caller(bundle, name, threads) for name in ("torch", "onnxruntime")}
-        times = interleaved(calls["torch"], calls["onnxruntime"])
-    eager, ort = (np.array(column) for column in zip(*times, strict=True))
+        eager, ort = interleaved(calls["torch"], calls["onnxruntime"], blocks=BLOCKS, calls=CALLS)
     found = count(preset.config)
     floor = 2 * (found.macs + found.attention_macs) / convolution_rate() * 1e3
     low, median, high = ratio_interval(eager, ort)
@@ -48,55 +47,11 @@ def main(preset_name: str = "tiny16", threads: int = 2) -> None:
     print(f"fp32 floor   {floor:8.2f} ms at the machine's convolution rate; onnxruntime takes {np.median(ort) / floor:.1f}× that")
 
 
-def caller(bundle: Bundle, runtime: str, threads: int) -> Callable[[], None]:
-    """A call of the denoiser on the golden trajectory's first step, warmed up."""
+def caller(bundle: Bundle, runtime: str, threads: int) -> Callable[[], object]:
+    """A call of the denoiser on the golden trajectory's first step."""
     session = find_runtime(runtime).load(bundle, threads)
-    sample, features = bundle.golden.trajectories[0].samples[:1], bundle.plan.features[:1]
-
-    def call() -> None:
-        session(sample, features)
-
-    for _ in range(5):
-        call()
-    return call
-
-
-def interleaved(a: Callable[[], None], b: Callable[[], None]) -> list[tuple[float, float]]:
-    """Milliseconds a call of (a, b) in each block; within a block the order is a b b a."""
-    return [
-        ((first + last) / 2, (second + third) / 2)
-        for first, second, third, last in ([timed(call) for call in (a, b, b, a)] for _ in range(BLOCKS))
-    ]
-
-
-def timed(call: Callable[[], None]) -> float:
-    """Milliseconds a call, over `CALLS` calls."""
-    began = time.perf_counter()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter() - began) * 1e3 / CALLS
-
-
-def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """2.5 %, median and 97.5 % of the bootstrapped median of a / b, block by block."""
-    ratios = a / b
-    drawn = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return float(low), float(np.median(ratios)), float(high)
-
-
-def convolution_rate() -> float:
-    """Best FLOP/s of a 3×3 fp32 convolution over a few shapes."""
-    best = 0.0
-    for channels, size in ((64, 64), (128, 32), (256, 32), (256, 64)):
-        layer, x = torch.nn.Conv2d(channels, channels, 3, padding=1), torch.randn(1, channels, size, size)
-        with torch.inference_mode():
-            layer(x)
-            for _ in range(8):
-                began = time.perf_counter()
-                layer(x)
-                best = max(best, 2 * 9 * channels**2 * size**2 / (time.perf_counter() - began))
-    return best
+    golden = bundle.golden.trajectories[0]
+    return lambda: session(golden.samples[:1], golden.features[:1])
 
 
 if __name__ == "__main__":

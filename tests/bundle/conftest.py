@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_sd.checkpoint import Checkpoint
-from edge_sd.export import export_bundle
+from edge_sd.export import ExportRequest, export_bundle
 
 MakeDisk = Callable[[int], Path]
 
@@ -18,7 +18,7 @@ def tiny_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFa
     """tiny.edgesd for torch and ONNX, 4 steps, 2 trajectories; whichever folder of tests asks first makes it for all."""
     path = tmp_path_factory.getbasetemp() / "shared" / "tiny.edgesd"
     if not path.exists():
-        export_bundle(tiny_checkpoint, path, ["onnx"], steps=4, seed=5)
+        export_bundle(tiny_checkpoint, path, ExportRequest(("onnx",), steps=4, seed=5, goldens=2))
     return path
 
 

@@ -4,11 +4,11 @@ import pytest
 
 from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import Checkpoint
-from edge_sd.export import export_bundle
+from edge_sd.export import ExportRequest, export_bundle
 
 
 @pytest.fixture(scope="session")
 def torch_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """5 steps, 3 trajectories."""
     path = tmp_path_factory.mktemp("torch") / "tiny.edgesd"
-    return export_bundle(tiny_checkpoint, path, [], steps=5, goldens=3)
+    return export_bundle(tiny_checkpoint, path, ExportRequest((), steps=5, goldens=3))
