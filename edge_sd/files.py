@@ -173,23 +173,19 @@ def parse_model(kind: type[Model], text: str | bytes, source: Path | str) -> Mod
 
 def _refuse_other_version(kind: type[BaseModel], text: str | bytes, source: Path | str) -> None:
     """Say so where it is not damage but another schema version that keeps a file from being read."""
-    values, field = json.loads(text) if _is_json(text) else None, kind.model_fields.get("schema_version")
+    field = kind.model_fields.get("schema_version")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):  # no JSON, or lists in lists without end
+        return
     found = values.get("schema_version") if isinstance(values, dict) else None
-    if field is None or not isinstance(found, int) or found == field.default:
+    if field is None or type(found) is not int or found == field.default:
         return
     newer = found > field.default
     raise EdgeSDError(
         f"{source} has schema version {found}, this edge-sd reads version {field.default}",
         "it was written by a newer edge-sd: pip install --upgrade edge-sd" if newer else "make it again with this edge-sd",
     )
-
-
-def _is_json(text: str | bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def read_model(kind: type[Model], path: Path) -> Model:

@@ -73,7 +73,9 @@ def check_target(target: Target, sources: Sequence[Source], options: TargetOptio
         rewrites=target.rewrites,
         programs=tuple(source.name for source in sources),
         operators=dict(sorted(found.items(), key=lambda item: -item[1])),
-        memory={source.name: forecast(source.exported) for source in sources},
+        memory={
+            source.name: forecast(source.exported, target.value_bytes(source.name, options)) for source in sources
+        },
         problems=tuple(target.check(sources, options)),
     )
 

@@ -85,6 +85,10 @@ class Target(ABC):
             EdgeSDError: the format or its compiler refuses one; the operator is named.
         """
 
+    def value_bytes(self, program: str, options: TargetOptions) -> int:
+        """Bytes that a weight or an activation takes: 4, unless the target computes in something narrower."""
+        return 4
+
     @abstractmethod
     def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
         """Replace the contracts inside a file that `export` wrote (its plan has been swapped); nothing else in it changes.

@@ -36,7 +36,8 @@ class CoreMLTarget(Target):
             from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
         problems = []
         for source in sources:
-            nodes = source.exported.run_decompositions({}).graph.nodes
+            with quiet():
+                nodes = source.exported.run_decompositions({}).graph.nodes
             names = {str(node.target) for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")}
             missing = sorted(name for name in names if _TORCH_OPS_REGISTRY.get_func(_plain(name)) is None)
             problems += [f"{source.name}: operator {name} has no Core ML counterpart" for name in missing]
@@ -59,9 +60,17 @@ class CoreMLTarget(Target):
         described: dict[str, str] = {"precision": options.coreml_precision, "os": options.coreml_os}
         return {name: Exported(package.name, entries[name], described, place) for name, package in packages.items()}
 
+    def value_bytes(self, program: str, options: TargetOptions) -> int:
+        return 2 if _half(program, options) else 4
+
     def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
         held = {entry["program"] for entry in json.loads(_read(file).description.metadata.userDefined[METADATA_KEY])}
         _embed(file, [contract for contract in contracts if contract.program in held])
+
+
+def _half(program: str, options: TargetOptions) -> bool:
+    """Time features are never in half precision: temporal's sines and cosines of large angles would be wrong."""
+    return options.coreml_precision == "fp16" and program != "temporal"
 
 
 def _plain(name: str) -> str:
@@ -73,15 +82,13 @@ def _convert(source: Source, options: TargetOptions, package: Path) -> None:
     with quiet():
         import coremltools
 
-        # Time features are never in half precision: temporal's sines and cosines of large angles would be wrong.
-        half = options.coreml_precision == "fp16" and source.name != "temporal"
         try:
             model = coremltools.convert(
                 source.exported.run_decompositions({}),
                 convert_to="mlprogram",
                 outputs=[coremltools.TensorType(name=spec.name, dtype=np.float32) for spec in source.contract.outputs],
                 minimum_deployment_target=getattr(coremltools.target, options.coreml_os),
-                compute_precision=coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32,
+                compute_precision=coremltools.precision.FLOAT16 if _half(source.name, options) else coremltools.precision.FLOAT32,
                 skip_model_load=True,
             )
             model.save(str(package))

@@ -14,8 +14,11 @@ from edge_sd.bundle.placement import MemoryForecast
 _VIEWS = {"view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "alias", "detach", "flatten", "unflatten", "expand"}
 
 
-def forecast(program: ExportedProgram) -> MemoryForecast:
+def forecast(program: ExportedProgram, value_bytes: int = 4) -> MemoryForecast:
     """Walk the graph in its own order and free each tensor after its last use (liveness).
+
+    Args:
+        value_bytes: what a float32 of the graph takes in the target.
 
     What a runtime adds is not in it: a layout change's second copy, a convolution's packed weights, its own arena's slack.
     """
@@ -43,7 +46,7 @@ def forecast(program: ExportedProgram) -> MemoryForecast:
         for done in ending.get(index, ()):
             if done.name not in constants:
                 alive -= _size(done)
-    return MemoryForecast(weights_bytes=weights, activations_bytes=peak)
+    return MemoryForecast(weights_bytes=weights * value_bytes // 4, activations_bytes=peak * value_bytes // 4)
 
 
 def _name(node: Node) -> str:

@@ -39,10 +39,11 @@ class OnnxTarget(Target):
                 f"opset {options.onnx_opset} is {'too old' if options.onnx_opset < OLDEST_OPSET else 'too new'}: "
                 f"{OLDEST_OPSET} to {NEWEST_OPSET} can be written (18 is the newest whose quantized graphs load)"
             ]
-        from torch.export import default_decompositions
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
+        with quiet():
+            from torch.export import default_decompositions
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        registry, decomposed = ONNXRegistry.from_torchlib(opset_version=options.onnx_opset), default_decompositions()
+            registry, decomposed = ONNXRegistry.from_torchlib(opset_version=options.onnx_opset), default_decompositions()
         problems = []
         for source in sources:
             targets = {node.target for node in source.exported.graph.nodes if node.op == "call_function"}

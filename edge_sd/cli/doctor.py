@@ -71,7 +71,7 @@ def _packages() -> list[Finding]:
         extra = next(
             (
                 name
-                for name in ("executorch", "coreml", "nncf")
+                for name in ("executorch", "coreml", "nncf", "diffusers")
                 if requirement.marker and requirement.marker.evaluate({"extra": name})
             ),
             None,

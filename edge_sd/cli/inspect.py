@@ -50,14 +50,14 @@ def _print(bundle: "Bundle") -> None:
         ("made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("on disk", f"{len(manifest.files)} files, {size / 2**20:.1f} MiB, every hash as in the manifest"),
     ]  # fmt: skip
-    print_table(f"{manifest.name} ({bundle.path})", ("", ""), rows)
+    print_table(f"{manifest.name} ({bundle.path})", ("part", "what it is"), rows)
     tensors = []
     for contract in manifest.contracts:
         for way, specs in (("in", contract.inputs), ("out", contract.outputs)):
             for spec in specs:
                 shape, values = "×".join(map(str, spec.shape)), "{:.4g} … {:.4g}".format(*spec.range)
                 tensors.append((contract.program, way, spec.name, shape, spec.dtype, spec.layout, values))
-    print_table("contracts", ("program", "", "tensor", "shape", "dtype", "layout", "range in the goldens"), tensors)
+    print_table("contracts", ("program", "side", "tensor", "shape", "dtype", "layout", "range in the goldens"), tensors)
     print_programs(manifest.programs)
     for rewrites in sorted({(program.target, program.rewrites) for program in manifest.programs if program.rewrites}):
         print(f"{rewrites[0]}: {', '.join(rewrites[1])}")

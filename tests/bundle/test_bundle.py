@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd.bundle import Golden, Manifest, Trajectory, file_entries, open_bundle, trace, write_bundle
+from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.manifest import CARD, GOLDEN, MANIFEST, PLAN, REFERENCE
 from edge_sd.checkpoint import Checkpoint
 from edge_sd.diffusion import SCHEDULES, compile_plan
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.export import Target, export_bundle, targets
-from edge_sd.export._target import DenoiserProgram
+from edge_sd.export import ExportRequest, Source, Target, TargetOptions, export_bundle, targets
 from edge_sd.files import write_model
 from edge_sd.runnable import Availability
 from edge_sd.runtimes import find_runtime
 
+SOON_FULL = 320  # kB: the weights and the trajectories, and not another program
 FILES = (CARD, GOLDEN, PLAN, REFERENCE, "denoiser.onnx")
 MakeDisk = Callable[[int], Path]
 
@@ -50,9 +52,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def export_without_targets(checkpoint: Checkpoint, path: Path, **choices: Any) -> None:
+def export_without_targets(checkpoint: Checkpoint, path: Path, *, seed: int = 0, overwrite: bool = False) -> None:
     """A bundle for torch alone, in a tenth of a second."""
-    export_bundle(checkpoint, path, [], steps=4, **choices)
+    export_bundle(checkpoint, path, ExportRequest((), steps=4, seed=seed), overwrite=overwrite)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +83,14 @@ def test_a_bundle_comes_back_with_everything_that_was_put_in(tiny_bundle: Path, 
     for name, column in plan.columns.items():
         np.testing.assert_array_equal(bundle.plan.columns[name], column)
     session = find_runtime("torch").load(bundle)
-    assert bundle.golden.header.seed == 5
+    assert (bundle.golden.header.seed, bundle.golden.header.labels, len(bundle.golden.trajectories)) == (5, (), 2)
     for index, trajectory in enumerate(bundle.golden.trajectories):
         again = trace(bundle.plan, session, 5, index)
         np.testing.assert_array_equal(again.samples, trajectory.samples)
         np.testing.assert_array_equal(again.predictions, trajectory.predictions)
         np.testing.assert_array_equal(again.final, trajectory.final)
+        np.testing.assert_array_equal(again.features, trajectory.features)
+        assert trajectory.image is None
 
 
 def test_a_bundle_may_be_moved(copied: Path, tmp_path: Path) -> None:
@@ -196,9 +200,59 @@ def test_a_program_in_a_file_that_is_not_listed(copied: Path) -> None:
         open_bundle(copied)
 
 
-def test_a_newer_schema_is_refused_with_a_hint(copied: Path) -> None:
-    edit(copied, lambda manifest: manifest.update(schema_version=2))
-    with pytest.raises(EdgeSDError, match=r"schema_version.*made by another version"):
+@pytest.mark.parametrize(("version", "remedy"), [(3, "newer edge-sd: pip install --upgrade edge-sd"), (1, "make it again")])
+def test_another_schema_is_refused_with_a_hint(version: int, remedy: str, copied: Path) -> None:
+    """Even where its fields are not those of today: that is the point of the number."""
+    edit(copied, lambda manifest: (manifest.update(schema_version=version, novelty=[]), manifest.pop("contracts")))
+    complaint = rf"manifest\.json has schema version {version}, this edge-sd reads version 2 .try: .*{remedy}"
+    with pytest.raises(EdgeSDError, match=complaint):
+        open_bundle(copied)
+
+
+def change_contracts(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the contracts, and seal the manifest again as whoever had meant it would."""
+    edit(bundle, lambda manifest: change(manifest))
+    values = json.loads((bundle / MANIFEST).read_text())
+    write_model(bundle / MANIFEST, Manifest.model_validate(values).sealed())
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda contracts: contracts.clear(), r"contracts of \[\], not one of each program"),
+        (lambda contracts: contracts.append(contracts[0]), "not one of each program"),
+        (lambda contracts: contracts[0].update(program="temporal"), "a temporal does not take"),
+        (lambda contracts: contracts[0].update(program="upscaler"), "program"),
+        (lambda contracts: contracts[0]["inputs"].reverse(), "a denoiser does not take"),
+        (lambda contracts: contracts[0]["outputs"].clear(), "a denoiser does not take .* and return"),
+        (lambda contracts: contracts[0]["inputs"][0].update(name="x"), "a denoiser does not take"),
+        (lambda contracts: contracts[0]["inputs"][0]["shape"].pop(), "a denoiser does not take"),
+        (lambda contracts: contracts[0]["inputs"][0].update(dtype="float64"), r"inputs\.0\.dtype"),
+        (lambda contracts: contracts[0]["plan"].update(digest="0"), r"plan\.digest"),
+    ],
+)
+def test_contracts_that_are_none(change: Callable[[list[Any]], Any], complaint: str, copied: Path) -> None:
+    edit(copied, lambda manifest: change(manifest["contracts"]))
+    with pytest.raises(EdgeSDError, match=rf"manifest\.json is not a valid Manifest.*{complaint}"):
+        open_bundle(copied)
+
+
+def test_a_program_without_a_contract(copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["programs"][1].update(name="decoder"))
+    with pytest.raises(EdgeSDError, match="programs without a contract: decoder"):
+        open_bundle(copied)
+
+
+def test_classes_without_the_program_that_makes_their_rows(copied: Path) -> None:
+    edit(copied, lambda manifest: manifest["model"].update(num_classes=3))
+    with pytest.raises(EdgeSDError, match="a class-conditional bundle needs the program temporal"):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("change", [{"solver": "ddim"}, {"steps": 5}, {"timesteps": [1.0]}, {"digest": "0" * 64}])
+def test_a_contract_of_another_plan(change: dict[str, Any], copied: Path) -> None:
+    change_contracts(copied, lambda manifest: manifest["contracts"][0]["plan"].update(change))
+    with pytest.raises(EdgeSDError, match=r"the contracts are of another plan than plan\.safetensors"):
         open_bundle(copied)
 
 
@@ -218,8 +272,19 @@ def test_a_plan_with_too_few_features(copied: Path) -> None:
         open_bundle(copied)
 
 
+def test_a_plan_of_other_rows_than_the_contracts(copied: Path) -> None:
+    """Of the model's own schedule, as many steps, and not the one that was exported."""
+    bundle = open_bundle(copied)
+    header = bundle.manifest
+    other = compile_plan(header.noise_schedule, 4, prediction=header.prediction, spacing="leading", solver="ddim")
+    other.with_features(bundle.plan.features).save(copied / PLAN)
+    hash_again(copied)
+    with pytest.raises(EdgeSDError, match=r"the contracts are of another plan than plan\.safetensors"):
+        open_bundle(copied)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("field", ["samples", "predictions", "final"])
+@pytest.mark.parametrize("field", ["samples", "predictions", "final", "features"])
 def test_a_golden_value_that_is_not_finite(field: str, bad: float, copied: Path) -> None:
     golden = open_bundle(copied).golden
     getattr(golden.trajectories[1], field).flat[7] = bad
@@ -230,19 +295,36 @@ def test_a_golden_value_that_is_not_finite(field: str, bad: float, copied: Path)
 
 
 def _drop_a_step(golden: Golden) -> tuple[Trajectory, ...]:
-    return tuple(Trajectory(one.samples[:-1], one.predictions[:-1], one.final) for one in golden.trajectories)
+    return tuple(replace(one, samples=one.samples[:-1], predictions=one.predictions[:-1]) for one in golden.trajectories)
 
 
 def _halve(golden: Golden) -> tuple[Trajectory, ...]:
-    return tuple(Trajectory(one.samples[..., ::2], one.predictions[..., ::2], one.final) for one in golden.trajectories)
+    return tuple(replace(one, samples=one.samples[..., ::2], predictions=one.predictions[..., ::2]) for one in golden.trajectories)
 
 
-@pytest.mark.parametrize("change", [_drop_a_step, _halve, lambda golden: ()])
+def _drop_a_feature(golden: Golden) -> tuple[Trajectory, ...]:
+    return tuple(replace(one, features=one.features[:, 1:]) for one in golden.trajectories)
+
+
+def _decode(golden: Golden) -> tuple[Trajectory, ...]:
+    """An image, in a bundle that has no decoder."""
+    return tuple(replace(one, image=one.final) for one in golden.trajectories)
+
+
+@pytest.mark.parametrize("change", [_drop_a_step, _halve, _drop_a_feature, _decode, lambda golden: ()])
 def test_goldens_that_do_not_fit_the_plan(change: Callable[[Golden], tuple[Trajectory, ...]], copied: Path) -> None:
     golden = open_bundle(copied).golden
     Golden(golden.header, change(golden)).save(copied / GOLDEN)
     hash_again(copied)
     with pytest.raises(EdgeSDError, match=r"golden\.safetensors does not hold float32 trajectories of 4 steps"):
+        open_bundle(copied)
+
+
+def test_labels_that_are_not_one_a_trajectory(copied: Path) -> None:
+    golden = open_bundle(copied).golden
+    Golden(golden.header.model_copy(update={"labels": (0,)}), golden.trajectories).save(copied / GOLDEN)
+    hash_again(copied)
+    with pytest.raises(EdgeSDError, match=r"golden\.safetensors has 1 labels for 2 trajectories"):
         open_bundle(copied)
 
 
@@ -288,6 +370,7 @@ class Failing(Target):
 
     name = "failing"
     about = "fails"
+    rewrites = ()
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -295,9 +378,15 @@ class Failing(Target):
     def available(self) -> Availability:
         return Availability(True, "always")
 
-    def export(self, program: DenoiserProgram, example: Any, contract: Any, folder: Path) -> str:
+    def check(self, sources: Sequence[Source], options: TargetOptions) -> list[str]:
+        return []
+
+    def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> NoReturn:
         (folder / "half.bin").write_bytes(b"half")
         raise self.error
+
+    def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
+        pass
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -311,7 +400,7 @@ def test_a_failing_export_leaves_all_as_it_was(
     before = contents(tmp_path)
     monkeypatch.setitem(targets(), "failing", Failing(error))
     with pytest.raises(type(error)):
-        export_bundle(tiny_checkpoint, path, ["failing"], steps=4, overwrite=True)
+        export_bundle(tiny_checkpoint, path, ExportRequest(("failing",), steps=4), overwrite=True)
     assert contents(tmp_path) == before
     assert path.exists() == old
 
@@ -331,13 +420,24 @@ def test_a_bundle_that_cannot_be_opened_takes_no_old_ones_place(tiny_bundle: Pat
 
 
 # The first disk is full before the weights are written, the second before the ONNX program is.
-@pytest.mark.parametrize(("size", "target_names"), [(128, []), (320, ["onnx"])])
+@pytest.mark.parametrize(("size", "target_names"), [(128, ()), (SOON_FULL, ("onnx",))])
 def test_a_full_disk_is_named_and_nothing_is_left(
-    size: int, target_names: list[str], tiny_checkpoint: Checkpoint, make_disk: MakeDisk
+    size: int, target_names: tuple[str, ...], tiny_checkpoint: Checkpoint, make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = make_disk(size)
+    """Whatever the forecast said: others write to a disk too."""
+    monkeypatch.setattr("edge_sd.export._export.refuse_full_disk", lambda out, needed: None)
+    disk, stages = make_disk(size), list[str]()
     with pytest.raises(EdgeSDError, match=r"no space left on the disk of .*x\.edgesd"):
-        export_bundle(tiny_checkpoint, disk / "x.edgesd", target_names, steps=4)
+        export_bundle(tiny_checkpoint, disk / "x.edgesd", ExportRequest(target_names, steps=4), observe=stages.append)
+    assert ("onnx" in stages) == ("onnx" in target_names)
+    assert not list(disk.iterdir())
+
+
+def test_a_disk_that_will_be_full_is_named_before_anything_long(tiny_checkpoint: Checkpoint, make_disk: MakeDisk) -> None:
+    disk, stages = make_disk(SOON_FULL), list[str]()
+    with pytest.raises(EdgeSDError, match=r"no room on the disk of .*x\.edgesd: the bundle needs about .* MiB are free"):
+        export_bundle(tiny_checkpoint, disk / "x.edgesd", ExportRequest(("onnx",), steps=4), observe=stages.append)
+    assert "onnx" not in stages
     assert not list(disk.iterdir())
 
 
