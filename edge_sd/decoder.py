@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from edge_sd.errors import EdgeSDError, InstallationError
 from edge_sd.files import read_tensors, tensors_digest, write_tensors
+from edge_sd.quiet import quiet
 from edge_sd.validation import Record, first_fault
 
 if TYPE_CHECKING:
@@ -178,13 +179,14 @@ def _skeleton(header: DecoderHeader) -> "LatentDecoder":
     from edge_sd.models.latent import LatentDecoder
 
     try:
-        import diffusers
+        with quiet():
+            import diffusers
     except ImportError as error:
         raise InstallationError(
             f"the {header.architecture} needs diffusers, which is not installed", "pip install 'edge-sd[diffusers]'"
         ) from error
     try:
-        with torch.device("meta"):
+        with quiet(), torch.device("meta"):
             whole = getattr(diffusers, header.architecture).from_config(header.config)
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, NotImplementedError) as error:
         raise EdgeSDError(

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Plan
-from edge_sd.errors import UsageError
-from edge_sd.models.config import ModelConfig
+from edge_sd.models.config import check_label
 from edge_sd.models.unet import SpectralUNet
 
 
@@ -30,20 +29,6 @@ def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> 
     with torch.no_grad():
         features: NDArray[np.float32] = model.temporal(times, labels).cpu().numpy()
     return features
-
-
-def check_label(config: ModelConfig, label: int | None) -> None:
-    """Refuse a class that a model does not have, or a missing one."""
-    if config.context_dim is not None and config.class_conditioning != "context":
-        raise UsageError(
-            "this model wants context tokens of its own, and there is nothing here to make them", "a class can be one"
-        )
-    if config.num_classes is None and label is not None:
-        raise UsageError("this model knows no classes", "leave --label out")
-    if config.num_classes is not None and (label is None or not 0 <= label < config.num_classes):
-        raise UsageError(
-            f"this model draws one of {config.num_classes} classes, not {label}", f"--label 0, or any below {config.num_classes}"
-        )
 
 
 def sample_model(

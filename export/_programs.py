@@ -106,7 +106,8 @@ def sources(
         modules["decoder"] = rewritten(DecoderProgram(decoder), rewrites)
     found = []
     for contract in wanted:
-        example = tuple(torch.from_numpy(value) for value in examples[contract.program])
+        # A copy, because NumPy gives a dimension that was added the stride 0, and ExecuTorch takes no such tensor.
+        example = tuple(torch.from_numpy(value.copy()) for value in examples[contract.program])
         try:
             with torch.no_grad():
                 exported = torch.export.export(modules[contract.program], example)

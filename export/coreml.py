@@ -11,9 +11,9 @@ import numpy as np
 from edge_sd.bundle.contract import METADATA_KEY, Contract
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
-from edge_sd.export._quiet import quiet
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
 from edge_sd.files import write_bytes
+from edge_sd.quiet import quiet
 from edge_sd.runnable import Availability, packages_available
 
 # Where a package keeps its program, its interface and its metadata.
@@ -92,6 +92,11 @@ def _convert(source: Source, options: TargetOptions, package: Path) -> None:
                 skip_model_load=True,
             )
             model.save(str(package))
+        except OSError as error:  # shutil's is a list of (from, to, reason)
+            reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+            raise EdgeSDError(
+                f"cannot write the Core ML package of the {source.name}: {reason}", "free some space, or choose another -o"
+            ) from error
         except Exception as error:  # its front end raises whatever an operator's translation stumbles over
             raise EdgeSDError(
                 f"Core ML Tools cannot convert the {source.name}: {str(error).strip().splitlines()[0]}",
@@ -114,14 +119,14 @@ def _merge(packages: dict[str, Path], merged: Path) -> None:
 
 
 def _read(package: Path) -> Any:
-    from coremltools.proto import Model_pb2
+    with quiet():
+        from coremltools.proto import Model_pb2
 
     return Model_pb2.Model.FromString((package / _SPEC).read_bytes())
 
 
 def _embed(package: Path, contracts: Sequence[Contract]) -> None:
-    with quiet():
-        spec = _read(package)
+    spec = _read(package)
     texts = [contract.model_dump(mode="json") for contract in contracts]
     spec.description.metadata.userDefined[METADATA_KEY] = json.dumps(texts, separators=(",", ":"))
     write_bytes(package / _SPEC, spec.SerializeToString())

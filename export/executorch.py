@@ -11,9 +11,9 @@ from typing import Any
 from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
-from edge_sd.export._quiet import quiet
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
 from edge_sd.files import write_bytes
+from edge_sd.quiet import quiet
 from edge_sd.runnable import Availability, packages_available
 
 FILE = "programs.pte"
@@ -55,9 +55,7 @@ class ExecuTorchTarget(Target):
         return problems
 
     def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> dict[str, Exported]:
-        lowered = _lower(sources, options.executorch_delegate)
-        with quiet():
-            program = lowered.to_executorch()
+        lowered, program = _lower(sources, options.executorch_delegate)
         write_bytes(folder / FILE, program.buffer)
         shares = _outside_shares(folder / FILE, sources) if options.executorch_delegate == _RUNS_HERE else {}
         return {
@@ -88,18 +86,20 @@ def _partitioner(delegate: str) -> Any:
     return XnnpackPartitioner()
 
 
-def _lower(sources: Sequence[Source], delegate: str) -> Any:
+def _lower(sources: Sequence[Source], delegate: str) -> tuple[Any, Any]:
+    """The edge program and what is made of it for the device."""
     with quiet():
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
         try:
             with _fast_passes():
                 # Parity checks what comes out; the dialect's own checks after every pass take a fifth of the time.
-                return to_edge_transform_and_lower(
+                lowered = to_edge_transform_and_lower(
                     {source.name: source.exported for source in sources},
                     partitioner={source.name: [_partitioner(delegate)] for source in sources},
                     compile_config=EdgeCompileConfig(_check_ir_validity=False),
                 )
+            return lowered, lowered.to_executorch()
         except Exception as error:  # its passes raise whatever they like
             raise EdgeSDError(
                 f"ExecuTorch cannot lower to {delegate}: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}",

@@ -22,13 +22,13 @@ def forecast(program: ExportedProgram, value_bytes: int = 4) -> MemoryForecast:
 
     What a runtime adds is not in it: a layout change's second copy, a convolution's packed weights, its own arena's slack.
     """
-    weights = sum(_bytes(value) for value in program.state_dict.values())
-    weights += sum(_bytes(value) for value in program.constants.values() if isinstance(value, Tensor))
     specs = program.graph_signature.input_specs
     constants = {spec.arg.name for spec in specs if spec.kind is not InputKind.USER_INPUT}
     owner: dict[Node, Node] = {}
     last_use: dict[Node, int] = {}
     nodes = list(program.graph.nodes)
+    # What nothing uses (the time layers, in a denoiser) is among the program's tensors, and in no exported file.
+    weights = sum(_size(node) for node in nodes if node.name in constants and node.users)
     for index, node in enumerate(nodes):
         source = node.args[0] if node.args and isinstance(node.args[0], Node) else None
         shares = node.op == "call_function" and source is not None and _name(node) in _VIEWS
@@ -58,7 +58,3 @@ def _size(node: Node) -> int:
     if isinstance(value, Tensor):
         return math.prod(value.shape) * value.element_size()
     return 0  # a tuple: its items count where they are taken out
-
-
-def _bytes(value: Tensor) -> int:
-    return value.numel() * value.element_size()

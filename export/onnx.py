@@ -13,9 +13,9 @@ import numpy as np
 from edge_sd.bundle.contract import METADATA_KEY, Contract
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
-from edge_sd.export._quiet import quiet
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
 from edge_sd.files import write_bytes
+from edge_sd.quiet import quiet
 from edge_sd.runnable import Availability, packages_available
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, SelfAttention
 from edge_sd.models.gating import SubbandGate, WaveletDown, WaveletUp
-from edge_sd.models.wavelets import SUBBANDS
+from edge_sd.models.wavelets import SUBBANDS, wrap
 
 # Queries that attend at a time: the scores of a 32×32 map are 16 MB at once, a quarter of that in blocks.
 QUERY_BLOCK = 256
@@ -160,7 +160,7 @@ class DepthwiseWaveletDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gates = self.gate(x)
-        x = F.pad(x, (self.pad,) * 4, mode="circular") if self.pad else x
+        x = wrap(x, self.pad)
         out: Tensor | None = None
         for gate, kernel in zip(gates, self.kernels, strict=True):
             band = gate * F.conv2d(x, kernel, stride=2, groups=self.channels)

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from edge_sd.bundle import Bundle, trace
 from edge_sd.diffusion import Plan
+from edge_sd.models.config import check_label
 from edge_sd.runnable import Session
 from edge_sd.runtimes._runtime import Runtime
-from edge_sd.sampling import check_label
 
 
 def label_rows(plan: Plan, temporal: Session, label: int) -> NDArray[np.float32]:

@@ -34,14 +34,16 @@ LAYERS = {
 }
 # Package → where it may be imported.
 KEPT_TO = {"typer": "edge_sd.cli", "rich": "edge_sd.cli", "matplotlib": "edge_sd.report"}
-# Package → the file name of what wraps it, in whichever folder; imported there inside functions only.
+# Package → the modules that wrap it; imported there inside functions only.
 WRAPPED_BY = {
-    "onnx": "onnx",
-    "onnxscript": "onnx",
-    "onnxruntime": "onnxruntime",
-    "executorch": "executorch",
-    "coremltools": "coreml",
-    "nncf": "nncf",
+    "onnx": {"edge_sd.export.onnx"},
+    "onnxscript": {"edge_sd.export.onnx"},
+    "onnxruntime": {"edge_sd.runtimes.onnxruntime", "edge_sd.export.onnx"},  # the target asks it what ran where
+    "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch"},
+    "coremltools": {"edge_sd.export.coreml"},
+    "diffusers": {"edge_sd.decoder"},
+    "nncf": {"edge_sd.quantize.nncf"},
+    "torchao": set(),
 }
 UNSAFE_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {
@@ -50,7 +52,7 @@ UNSAFE_CALLS = {
 # Not pydantic: typer itself loads it for a verb's options.
 HEAVY = {
     "torch", "numpy", "safetensors", "pywt", "accelerate", "PIL", "yaml", "matplotlib", "jinja2", "psutil", "onnx", "onnxscript",
-    "onnxruntime",
+    "onnxruntime", "executorch", "coremltools", "diffusers", "torchao",
 }  # fmt: skip
 
 
@@ -203,18 +205,20 @@ def test_the_terminal_and_the_figures_stay_in_their_folders(package: str, home: 
     assert not abroad
 
 
-@pytest.mark.parametrize(("package", "wrapper"), WRAPPED_BY.items())
-def test_a_heavy_package_is_imported_late_and_by_its_wrapper_alone(package: str, wrapper: str) -> None:
+@pytest.mark.parametrize(("package", "wrappers"), WRAPPED_BY.items())
+def test_a_heavy_package_is_imported_late_and_by_its_wrappers_alone(package: str, wrappers: set[str]) -> None:
     wrong = {
         name
         for name in TREES
         for module, at_top in imports(name)
-        if module.split(".")[0] == package and (at_top or name.rpartition(".")[2] != wrapper)
+        if module.split(".")[0] == package and (at_top or name not in wrappers)
     }
     assert not wrong
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["export", "--help"], ["inspect", "--help"], ["--version"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\n"
@@ -226,6 +230,20 @@ def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     loaded = HEAVY & set(done.stderr.split())
     assert not loaded
+
+
+def test_a_runtime_is_found_without_torch(tmp_path: Path) -> None:
+    """What is measured is the runtime's own memory, and the doctor can name a torch that is broken."""
+    code = (
+        "import sys\n"
+        "import edge_sd.devices._work, edge_sd.cli.doctor\n"
+        "from edge_sd.runtimes import find_runtime, rows_of, sample_bundle\n"
+        "find_runtime('onnxruntime')\n"
+        "print(*{name.split('.')[0] for name in sys.modules})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout.split()
+    assert not {"torch", "executorch", "coremltools", "diffusers"} & set(done.stdout.split())
 
 
 # What no source may do

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from edge_sd.cli import _options as option
 from edge_sd.errors import InstallationError
+from edge_sd.quiet import quiet
 
 # Distributions whose module has another name.
 _MODULES = {"PyWavelets": "pywt", "pillow": "PIL", "pyyaml": "yaml"}
@@ -86,7 +87,8 @@ def _packages() -> list[Finding]:
             findings[requirement.name] = Finding(requirement.name, "broken" if needed else "missing", "not installed", remedy)
             continue
         try:
-            importlib.import_module(_MODULES.get(requirement.name, requirement.name.replace("-", "_")))
+            with quiet():
+                importlib.import_module(_MODULES.get(requirement.name, requirement.name.replace("-", "_")))
         except Exception as error:  # whatever an import can raise is a broken installation
             findings[requirement.name] = Finding(requirement.name, "broken", f"{found} does not import: {error}", remedy)
             continue

@@ -17,7 +17,9 @@ def inspect(
 ) -> None:
     """Show what a bundle holds: model, plan, programs with their contracts, placement and memory, goldens, files.
 
-    Every hash is checked on the way. Example: edge-sd inspect student.edgesd
+    Every hash is checked on the way.
+
+    Example: edge-sd inspect student.edgesd
     """
     from edge_sd.bundle import open_bundle
 

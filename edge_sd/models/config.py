@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import Self
 
+from edge_sd.errors import UsageError
 from edge_sd.validation import Record
 
 
@@ -70,3 +71,21 @@ class ModelConfig(Record):
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the model denoises."""
         return self.in_channels, self.image_size, self.image_size
+
+
+def check_label(config: ModelConfig, label: int | None) -> None:
+    """Refuse a class that a model does not have, or a missing one.
+
+    Raises:
+        UsageError: a class is missing, unknown or not wanted, or the model wants a context that is not a class.
+    """
+    if config.context_dim is not None and config.class_conditioning != "context":
+        raise UsageError(
+            "this model wants context tokens of its own, and there is nothing here to make them", "a class can be one"
+        )
+    if config.num_classes is None and label is not None:
+        raise UsageError("this model knows no classes", "leave --label out")
+    if config.num_classes is not None and (label is None or not 0 <= label < config.num_classes):
+        raise UsageError(
+            f"this model draws one of {config.num_classes} classes, not {label}", f"--label 0, or any below {config.num_classes}"
+        )

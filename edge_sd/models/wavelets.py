@@ -47,13 +47,16 @@ def _kernel(kernels: np.ndarray, channels: int, dtype: torch.dtype, device: torc
     return torch.as_tensor(kernels, dtype=dtype, device=device).unsqueeze(1).repeat(channels, 1, 1, 1)
 
 
-def _wrap(x: Tensor, pad: int) -> Tensor:
+def wrap(x: Tensor, pad: int) -> Tensor:
     """Extend the last two dimensions periodically by `pad` on each side (also where `pad` exceeds the size)."""
-    if pad == 0:
-        return x
-    rows = torch.arange(-pad, x.shape[-2] + pad, device=x.device) % x.shape[-2]
-    columns = torch.arange(-pad, x.shape[-1] + pad, device=x.device) % x.shape[-1]
-    return x.index_select(-2, rows).index_select(-1, columns)
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        if 0 < pad <= size:  # slices: every delegate takes them
+            x = torch.cat([x.narrow(dim, size - pad, pad), x, x.narrow(dim, 0, pad)], dim)
+        elif pad:
+            start = -pad % size  # no remainder of a negative number: ExecuTorch's has its sign
+            x = x.index_select(dim, torch.arange(start, start + size + 2 * pad, device=x.device) % size)
+    return x
 
 
 def _analyse(x: Tensor, weight: Tensor) -> Tensor:
@@ -61,14 +64,14 @@ def _analyse(x: Tensor, weight: Tensor) -> Tensor:
     if height % 2 or width % 2:
         raise UsageError(f"a wavelet transform halves its input, and {height}×{width} cannot be halved", "use even sizes")
     length = weight.shape[-1]
-    return F.conv2d(_wrap(x, length // 2 - 1), weight, stride=2, groups=x.shape[1])
+    return F.conv2d(wrap(x, length // 2 - 1), weight, stride=2, groups=x.shape[1])
 
 
 def _synthesise(subbands: Tensor, weight: Tensor) -> Tensor:
     length = weight.shape[-1]
     pad = length // 4
     return F.conv_transpose2d(
-        _wrap(subbands, pad), weight, stride=2, padding=2 * pad + length // 2 - 1, groups=subbands.shape[1] // len(SUBBANDS)
+        wrap(subbands, pad), weight, stride=2, padding=2 * pad + length // 2 - 1, groups=subbands.shape[1] // len(SUBBANDS)
     )
 
 

@@ -299,7 +299,9 @@ def _drop_a_step(golden: Golden) -> tuple[Trajectory, ...]:
 
 
 def _halve(golden: Golden) -> tuple[Trajectory, ...]:
-    return tuple(replace(one, samples=one.samples[..., ::2], predictions=one.predictions[..., ::2]) for one in golden.trajectories)
+    return tuple(
+        replace(one, samples=one.samples[..., ::2], predictions=one.predictions[..., ::2]) for one in golden.trajectories
+    )
 
 
 def _drop_a_feature(golden: Golden) -> tuple[Trajectory, ...]:
@@ -430,6 +432,17 @@ def test_a_full_disk_is_named_and_nothing_is_left(
     with pytest.raises(EdgeSDError, match=r"no space left on the disk of .*x\.edgesd"):
         export_bundle(tiny_checkpoint, disk / "x.edgesd", ExportRequest(target_names, steps=4), observe=stages.append)
     assert ("onnx" in stages) == ("onnx" in target_names)
+    assert not list(disk.iterdir())
+
+
+def test_a_full_disk_is_no_fault_of_the_program(
+    tiny_checkpoint: Checkpoint, make_disk: MakeDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Core ML Tools copies a package into its place, and its error is of another kind."""
+    monkeypatch.setattr("edge_sd.export._export.refuse_full_disk", lambda out, needed: None)
+    disk = make_disk(SOON_FULL)
+    with pytest.raises(EdgeSDError, match=r"cannot write the Core ML package of the denoiser: .*No space left on device"):
+        export_bundle(tiny_checkpoint, disk / "x.edgesd", ExportRequest(("coreml",), steps=4))
     assert not list(disk.iterdir())
 
 

@@ -22,9 +22,9 @@ import edge_sd
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
 from edge_sd.cli.main import main
-from edge_sd.export import export_bundle
+from edge_sd.export import ExportRequest, export_bundle
 
-VERBS = ("run", "train", "distill", "sample", "export", "parity", "bench", "report", "doctor", "list")
+VERBS = ("run", "train", "distill", "sample", "export", "plan", "inspect", "parity", "bench", "report", "doctor", "list")
 TINY = ("--size", "16", "--steps", "4", "--batch-size", "4", "--count", "8", "--sample-every", "0")
 
 
@@ -81,7 +81,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = call(*arguments)
         assert done.code == 0, done
         assert "wrote" in done.err
-        assert not done.out
+        assert bool(done.out) == (arguments[0] == "export")  # a table of what was exported
     return work
 
 
@@ -223,7 +223,8 @@ def test_doctor_is_clean_json(tmp_path: Path) -> None:
     done = call_outside(tmp_path, "doctor", "--json")
     assert (done.code, done.err) == (0, "")
     findings = {finding["subject"]: finding["state"] for finding in json.loads(done.out)}
-    assert {"python", "cores", "memory", "torch", "runtime torch", "runtime onnxruntime"} <= findings.keys()
+    assert {"python", "cores", "memory", "torch", "runtime torch", "runtime onnxruntime", "runtime executorch"} <= findings.keys()
+    assert {"executorch", "coremltools", "diffusers", "nncf"} <= findings.keys()
     assert set(findings.values()) <= {"ok", "missing", "untested"}
 
 
@@ -288,16 +289,19 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
         (("sample", "CHECKPOINT", "--spacing", "wide", "-o", "OUT"), ["unknown spacing 'wide'", "trailing"]),
         (("sample", "CHECKPOINT", "--solver", "ddim", "--eta", "2", "-o", "OUT"), ["eta 2.0 is not in [0, 1]"]),
         (("sample", "CHECKPOINT", "--runtime", "onnxruntime", "-o", "OUT"), ["a checkpoint runs in torch"]),
-        (("sample", "EMPTY", "-o", "OUT"), ["is not a bundle"]),
+        (("sample", "EMPTY.edgesd", "-o", "OUT"), ["is not a bundle"]),
         (("sample", "CHECKPOINT", "-o", "CHECKPOINT"), ["exists", "--overwrite"]),
         (("export", "CHECKPOINT", "--target", "onnx", "--steps", "0", "-o", "OUT.edgesd"), ["0 steps"]),
-        (("export", "CHECKPOINT", "--target", "tflite", "-o", "OUT.edgesd"), ["unknown target 'tflite'", "onnx"]),
+        (
+            ("export", "CHECKPOINT", "--target", "tflite", "-o", "OUT.edgesd"),
+            ["unknown target 'tflite'", "coreml, executorch, onnx, or all"],
+        ),
         (("export", "CHECKPOINT", "--target", "onnx", "--solver", "euler", "-o", "OUT.edgesd"), ["unknown solver 'euler'"]),
         (("export", "CHECKPOINT", "--target", "onnx", "-o", "OUT"), ["a bundle's name ends in .edgesd"]),
         (("export", "CHECKPOINT", "--target", "onnx", "-o", "BUNDLE"), ["exists", "--overwrite"]),
         (("export", "CHECKPOINT", "--target", "onnx", "--overwrite", "-o", "EMPTY.edgesd"), ["is no bundle"]),
         (("parity", "EMPTY"), ["is not a bundle"]),
-        (("parity", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'", "onnxruntime, torch"]),
+        (("parity", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'", "executorch, onnxruntime, torch"]),
         (("parity", "BUNDLE", "--runtime", "torch", "--runtime", "onnxruntime", "-o", "OUT"), ["one runtime"]),
         (("bench", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'"]),
         (("bench", "BUNDLE", "--device", "phone"), ["unknown device 'phone'", "host"]),
@@ -378,6 +382,20 @@ def test_what_is_missing_is_named(arguments: tuple[str, ...], tmp_path: Path, mo
     assert call(*(missing if argument == "MISSING" else argument for argument in arguments)).failed_with(1, "missing")
 
 
+@pytest.mark.parametrize("verb", ["sample", "export", "distill"])
+def test_a_folder_that_holds_no_model(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder can be a model that diffusers wrote; this one is not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    arguments = {
+        "sample": ("empty", "-o", "x.png"),
+        "export": ("empty", "--target", "onnx"),
+        "distill": ("--teacher", "empty", *TINY, "-o", "x"),
+    }[verb]
+    assert call(verb, *arguments).failed_with(1, "cannot read empty/config.json", "diffusers")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
 @pytest.mark.parametrize("verb", ["parity", "bench", "sample"])
 def test_a_bundle_with_a_changed_byte(verb: str, bundle: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(bundle, tmp_path / "copied.edgesd"))
@@ -390,7 +408,7 @@ def test_a_bundle_with_a_changed_byte(verb: str, bundle: Path, tmp_path: Path) -
 
 def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "bare.edgesd"
-    export_bundle(load_checkpoint(checkpoint), path, [], steps=2)
+    export_bundle(load_checkpoint(checkpoint), path, ExportRequest((), steps=2))
     for verb in ("parity", "bench"):
         assert call(verb, path).failed_with(1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx")
 

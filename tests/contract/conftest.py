@@ -1,15 +1,37 @@
-"""One bundle for every target that works here, which each runtime and each device must treat alike."""
+"""One bundle with every program for every target, which each runtime and each device must treat alike."""
 
+from collections.abc import Callable
+
+import diffusers
 import pytest
+import torch
 
 from edge_sd.bundle import Bundle, open_bundle
-from edge_sd.checkpoint import Checkpoint
-from edge_sd.export import export_bundle, targets
+from edge_sd.checkpoint import Checkpoint, Provenance
+from edge_sd.decoder import Decoder, load_decoder
+from edge_sd.diffusion import SCHEDULES
+from edge_sd.export import ExportRequest, export_bundle
+from edge_sd.models.unet import SpectralUNet
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """4 steps, 2 trajectories, and a program for each target whose packages are installed."""
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """Of three channels, 8 px to 8 px, every weight random."""
+    torch.manual_seed(1)
+    theirs = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), num_encoder_blocks=(1,), num_decoder_blocks=(1,),
+        latent_channels=3, scaling_factor=0.7,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("autoencoder")
+    theirs.save_pretrained(folder)
+    return load_decoder(folder)
+
+
+@pytest.fixture(scope="session")
+def bundle(make_model: Callable[..., SpectralUNet], decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """8 px, 4 steps, 2 trajectories; denoiser, temporal and decoder for each target there is: none is passed over."""
     path = tmp_path_factory.mktemp("contract") / "tiny.edgesd"
-    export_bundle(tiny_checkpoint, path, [name for name, target in targets().items() if target.available().ok], steps=4, seed=5)
+    checkpoint = Checkpoint.of(make_model(image_size=8), SCHEDULES["cosine"], "v", Provenance(made_by="train", steps=3))
+    request = ExportRequest(("all",), steps=4, seed=5, goldens=2, temporal=True)
+    export_bundle(checkpoint, path, request, decoder=decoder)
     return open_bundle(path)

@@ -88,6 +88,13 @@ def test_its_memory_is_the_jobs_own(result: BenchResult) -> None:
         assert result.base_memory_bytes <= result.peak_memory_bytes < result.base_memory_bytes + BALLAST
 
 
+def test_the_forecast_stands_beside_what_was_used(result: BenchResult, bundle: Bundle) -> None:
+    """The reference was not exported: nothing was foretold of it."""
+    memory = bundle.program(runtimes()[result.job.runtime].target).memory
+    assert (memory is None) == (result.job.runtime == "torch")
+    assert result.forecast_memory_bytes == (None if memory is None else memory.weights_bytes + memory.activations_bytes)
+
+
 def test_its_result_says_of_what_it_is_and_comes_back_from_json(result: BenchResult, bundle: Bundle) -> None:
     assert result.bundle_digest == hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
     assert result.runtime_version == runtimes()[result.job.runtime].available().detail
@@ -113,7 +120,7 @@ def test_a_job_that_dies_is_an_error_of_the_device(bundle: Bundle, tmp_path: Pat
         "    name, about, target = 'crashing', 'dies', 'torch'\n\n"
         "    def available(self):\n"
         "        return Availability(True, 'always')\n\n"
-        "    def load(self, bundle, threads=None):\n"
+        "    def load(self, bundle, threads=None, program='denoiser'):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     metadata = tmp_path / "crashing-1.0.dist-info"

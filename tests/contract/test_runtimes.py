@@ -10,6 +10,7 @@ from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation import snr_db
 from edge_sd.runnable import Availability, Session
 from edge_sd.runtimes import Runtime, find_runtime, runtimes, sample_bundle
+from edge_sd.runtimes.parity import check_parity
 
 
 @pytest.fixture(scope="module", params=list(runtimes()))
@@ -36,7 +37,7 @@ def test_it_says_what_it_is_and_whether_it_works_here(name: str) -> None:
 
 
 def test_it_keeps_the_contract(session: Session, bundle: Bundle) -> None:
-    (spec,) = bundle.manifest.contract.outputs
+    (spec,) = bundle.manifest.contract().outputs
     assert session.sample_shape == bundle.manifest.model.sample_shape
     prediction = session(bundle.golden.trajectories[0].samples[:1], bundle.plan.features[:1])
     assert (prediction.shape, prediction.dtype.name) == (spec.shape, spec.dtype)
@@ -81,6 +82,16 @@ def test_it_takes_one_thread(runtime: Runtime, bundle: Bundle) -> None:
     assert snr_db(trajectory.predictions[:1], prediction) > 80
 
 
+def test_a_session_outlives_a_change_of_threads(runtime: Runtime, bundle: Bundle) -> None:
+    """A process may have one pool for all of its sessions, and it is another afterwards."""
+    arguments = bundle.golden.trajectories[1].samples[:1], bundle.plan.features[:1]
+    one = runtime.load(bundle, threads=1)
+    first = one(*arguments).copy()
+    two = runtime.load(bundle, threads=2)
+    for session in (one, two, one, runtime.load(bundle, threads=1), two):
+        assert snr_db(first, session(*arguments)) > 120
+
+
 def test_a_sample_depends_on_the_seed_and_its_index_alone(session: Session, bundle: Bundle) -> None:
     samples = sample_bundle(session, bundle.plan, seed=11, count=2)
     assert samples.dtype == np.float32
@@ -88,12 +99,67 @@ def test_a_sample_depends_on_the_seed_and_its_index_alone(session: Session, bund
     assert not np.array_equal(samples[0], samples[1])
 
 
+def test_it_makes_the_rows_of_time_features_that_the_reference_made(runtime: Runtime, bundle: Bundle) -> None:
+    """The program `temporal`, from a step of the plan to a row of it."""
+    temporal = runtime.load(bundle, program="temporal")
+    (spec,) = bundle.manifest.contract("temporal").outputs
+    for row, timestep in enumerate(bundle.plan.timestep):
+        features = temporal(np.array([timestep], dtype=np.float32))
+        assert (features.shape, features.dtype.name) == (spec.shape, spec.dtype)
+        assert snr_db(bundle.plan.features[row : row + 1], features) > 80
+
+
+def test_it_decodes_what_the_reference_decoded(runtime: Runtime, bundle: Bundle) -> None:
+    """From an array with an added dimension too, whose stride NumPy leaves at 0."""
+    decoder = runtime.load(bundle, program="decoder")
+    assert decoder.sample_shape == bundle.manifest.sample_shape
+    images = [decoder(trajectory.final[None]).copy() for trajectory in bundle.golden.trajectories]
+    for trajectory, image in zip(bundle.golden.trajectories, images, strict=True):
+        assert trajectory.image is not None
+        assert image.shape == bundle.manifest.contract("decoder").outputs[0].shape
+        assert snr_db(trajectory.image, image[0]) > 80
+    assert snr_db(images[0], images[1]) < 40
+
+
+def test_its_programs_do_not_disturb_one_another(runtime: Runtime, session: Session, bundle: Bundle) -> None:
+    """They may lie in one file, and share its memory."""
+    arguments = bundle.golden.trajectories[1].samples[:1], bundle.plan.features[:1]
+    before = session(*arguments)
+    kept = before.copy()
+    runtime.load(bundle, program="decoder")(bundle.golden.trajectories[0].final[None])
+    runtime.load(bundle, program="temporal")(bundle.plan.timestep[1:2].astype(np.float32))
+    np.testing.assert_array_equal(before, kept)
+    np.testing.assert_array_equal(session(*arguments), kept)
+
+
+def test_parity_finds_every_program_as_good_as_the_reference(runtime: Runtime, bundle: Bundle) -> None:
+    result = check_parity(bundle, runtime.name)
+    assert result.passed, result.verdict
+    assert result.temporal_snr_db is not None
+    assert result.image_snr_db is not None
+    assert min(result.final_snr_db, result.temporal_snr_db, result.image_snr_db) > 80
+    assert min(step.free_running_db for step in result.steps) > 80
+
+
+@pytest.mark.parametrize("name", [name for name, runtime in runtimes().items() if runtime.target != "torch"])
+def test_a_program_that_does_not_keep_the_contract_is_refused(name: str, bundle: Bundle) -> None:
+    """Found when it is loaded and not in a picture."""
+    denoiser, *others = bundle.manifest.contracts
+    (prediction,) = denoiser.outputs
+    wider = denoiser.model_copy(update={"outputs": (prediction.model_copy(update={"shape": (1, 3, 8, 9)}),)})
+    foreign = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"contracts": (wider, *others)}))
+    with pytest.raises(EdgeSDError, match="contract") as caught:
+        runtimes()[name].load(foreign)
+    assert caught.value.hint
+
+
 def test_a_bundle_without_its_target_names_those_that_are_there(runtime: Runtime, bundle: Bundle) -> None:
     others = tuple(program for program in bundle.manifest.programs if program.target != runtime.target)
     without = dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"programs": others}))
     names = ", ".join(sorted({program.target for program in others}))
-    with pytest.raises(EdgeSDError, match=rf"holds no denoiser for {runtime.target}, only for {names}"):
-        runtime.load(without)
+    for program in ("denoiser", "temporal", "decoder"):
+        with pytest.raises(EdgeSDError, match=rf"holds no {program} for {runtime.target}, only for {names}"):
+            runtime.load(without, program=program)
 
 
 def test_an_unknown_runtime_is_named_with_the_known_ones() -> None:

@@ -166,7 +166,7 @@ def test_a_column_without_a_dimension_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("schema_version", 2),
+        ("schema_version", "1"),
         ("steps", 0),
         ("history", 0),
         ("history", 9),
@@ -181,6 +181,13 @@ def test_a_header_that_cannot_be_meant_is_refused_by_field(field: str, value: An
     header = json.dumps({**plan().header.model_dump(mode="json"), field: value})
     save_file(plan().columns, tmp_path / "plan", metadata={HEADER: header})
     with pytest.raises(EdgeSDError, match=f"{re.escape(str(tmp_path / 'plan'))} is not a valid PlanHeader: {field}"):
+        load_plan(tmp_path / "plan")
+
+
+def test_another_schema_version_is_no_damage(tmp_path: Path) -> None:
+    header = json.dumps({**plan().header.model_dump(mode="json"), "schema_version": 2, "colour": "red"})
+    save_file(plan().columns, tmp_path / "plan", metadata={HEADER: header})
+    with pytest.raises(EdgeSDError, match=r"plan has schema version 2, this edge-sd reads version 1 .try: .*newer edge-sd"):
         load_plan(tmp_path / "plan")
 
 

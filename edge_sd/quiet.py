@@ -1,4 +1,4 @@
-"""Silence for exporters that report their own internals to the user's terminal."""
+"""Silence for libraries that report their own internals to the user's terminal."""
 
 import contextlib
 import io
