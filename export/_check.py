@@ -73,9 +73,7 @@ def check_target(target: Target, sources: Sequence[Source], options: TargetOptio
         rewrites=target.rewrites,
         programs=tuple(source.name for source in sources),
         operators=dict(sorted(found.items(), key=lambda item: -item[1])),
-        memory={
-            source.name: forecast(source.exported, target.value_bytes(source.name, options)) for source in sources
-        },
+        memory={source.name: forecast(source.exported, target.value_bytes(source.name, options)) for source in sources},
         problems=tuple(target.check(sources, options)),
     )
 
@@ -94,7 +92,7 @@ def refuse(checks: Sequence[Check], ram_budget: int | None) -> None:
         if ram_budget is not None and check.peak_bytes > ram_budget:
             name, memory = max(check.memory.items(), key=lambda item: item[1].total_bytes)
             total, weights, activations, budget = (
-                f"{size / 2**20:.0f} MiB"
+                f"{size / 2**20:.4g} MiB"
                 for size in (memory.total_bytes, memory.weights_bytes, memory.activations_bytes, ram_budget)
             )
             raise EdgeSDError(
@@ -114,7 +112,7 @@ def refuse_full_disk(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise EdgeSDError(
-            f"no room on the disk of {out}: the bundle needs about {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free",
+            f"no room on the disk of {out}: the bundle needs about {needed / 2**20:.4g} MiB, {free / 2**20:.4g} MiB are free",
             "free some space, or choose another -o",
         )
 

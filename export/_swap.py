@@ -36,7 +36,8 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     checkpoint = load_checkpoint(bundle.path / REFERENCE)
     model = checkpoint.build()
     decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None
-    request = ExportRequest(targets=(), seed=bundle.golden.header.seed, goldens=goldens or len(bundle.golden.trajectories))
+    count = len(bundle.golden.trajectories) if goldens is None else goldens
+    request = ExportRequest(targets=(), seed=bundle.golden.header.seed, goldens=count)
     filled = plan if manifest.labelled else plan.with_features(plan_features(model, plan))
 
     def fill(folder: Path) -> Manifest:

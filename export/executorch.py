@@ -148,9 +148,15 @@ def _outside_shares(file: Path, sources: Sequence[Source]) -> dict[str, float]:
         from executorch.extension.pybindings.portable_lib import _load_for_executorch
 
         for source in sources:
-            module = _load_for_executorch(str(file), enable_etdump=True)
-            for _ in range(_PROFILED_CALLS):
-                module.run_method(source.name, source.example)
+            try:
+                module = _load_for_executorch(str(file), enable_etdump=True)
+                for _ in range(_PROFILED_CALLS):
+                    module.run_method(source.name, source.example)
+            except RuntimeError as error:
+                raise EdgeSDError(
+                    f"ExecuTorch lowered the {source.name} and cannot run it: {str(error).splitlines()[0]}",
+                    "another --delegate, or another --target",
+                ) from error
             trace = Path(folder) / f"{source.name}.etdump"
             module.write_etdump_result_to_file(str(trace), "")
             spent: collections.Counter[str] = collections.Counter()

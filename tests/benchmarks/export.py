@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,14 @@ def export_here(preset_name: str, target: str, out: str) -> None:
     print(json.dumps({"seconds": seconds, "target_seconds": program.seconds, "peak": peak, "verdict": program.placement.verdict}))
 
 
+def in_child(*arguments: str) -> dict[str, Any]:
+    """Run this file in a process of its own: its memory is its own, and it leaves no threads behind."""
+    command = [sys.executable, __file__, *arguments]
+    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    result: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return result
+
+
 def exports(folder: Path) -> dict[tuple[str, str], Path]:
     """Export both models to every target and print the table."""
     print(f"\n{'model':10s} {'target':12s} {'seconds':>8s} {'of them target':>15s} {'peak GiB':>9s}  placement")
@@ -93,13 +102,7 @@ def exports(folder: Path) -> dict[tuple[str, str], Path]:
     for preset in (SLIM, LARGE):
         for target in targets():
             out = folder / f"{preset}-{target}.edgesd"
-            run = subprocess.run(
-                [sys.executable, __file__, "child", preset, target, str(out)], capture_output=True, text=True, check=False
-            )
-            if run.returncode:
-                print(f"{preset:10s} {target:12s} FAILED: {run.stderr.strip().splitlines()[-1]}", flush=True)
-                continue
-            result = json.loads(run.stdout.strip().splitlines()[-1])
+            result = in_child("child", preset, target, str(out))
             found[preset, target] = out
             print(
                 f"{preset:10s} {target:12s} {result['seconds']:8.1f} {result['target_seconds']:15.1f} "
@@ -112,32 +115,41 @@ def exports(folder: Path) -> dict[tuple[str, str], Path]:
 # Speed
 
 
-def naive(target: str, model: SpectralUNet, folder: Path) -> tuple[Callable[[], object], float]:
-    """The same module as anyone exports it: a call of it, and the seconds the export took."""
-    x, t = torch.randn(1, *model.config.sample_shape), torch.tensor([500.0])
+def export_naively(target: str, file: str) -> None:
+    """In the child: export the slim model as anyone would, and print the seconds it took."""
+    model = random_model(SLIM)
+    inputs = torch.randn(1, *model.config.sample_shape), torch.tensor([500.0])
     began = time.perf_counter()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         if target == "onnx":
-            program = torch.onnx.export(WithTime(model), (x, t), dynamo=True, verbose=False)
-            program.save(str(folder / "naive.onnx"))
-            seconds = time.perf_counter() - began
-            import onnxruntime
+            torch.onnx.export(WithTime(model), inputs, dynamo=True, verbose=False).save(file)
+        else:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
 
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.log_severity_level = THREADS, 3
-            options.add_session_config_entry("session.force_spinning_stop", "1")  # as ours: they share two cores
-            session = onnxruntime.InferenceSession(str(folder / "naive.onnx"), options, providers=["CPUExecutionProvider"])
-            feeds = {value.name: array.numpy() for value, array in zip(session.get_inputs(), (x, t), strict=True)}
-            return lambda: session.run(None, feeds), seconds
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-        from executorch.extension.pybindings.portable_lib import _load_for_executorch_from_buffer
+            exported = torch.export.export(WithTime(model), inputs)
+            lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
+            Path(file).write_bytes(lowered.to_executorch().buffer)
+    print(json.dumps({"seconds": time.perf_counter() - began}))
 
-        exported = torch.export.export(WithTime(model), (x, t))
-        buffer = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
-        module = _load_for_executorch_from_buffer(buffer)
-    return lambda: module.run_method("forward", (x, t)), time.perf_counter() - began
+
+def naive(target: str, file: Path) -> Callable[[], object]:
+    """A call of a naive export."""
+    x, t = torch.randn(1, *PRESETS[SLIM].config.sample_shape), torch.tensor([500.0])
+    if target == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = THREADS, 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # as ours: they share two cores
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        feeds = {value.name: array.numpy() for value, array in zip(session.get_inputs(), (x, t), strict=True)}
+        return lambda: session.run(None, feeds)
+    from executorch.extension.pybindings.portable_lib import _load_for_executorch
+
+    module = _load_for_executorch(str(file))
+    return lambda: module.run_method("forward", (x, t))
 
 
 def compare(title: str, a: Callable[[], object], b: Callable[[], object], blocks: int) -> float:
@@ -161,9 +173,9 @@ def main() -> None:
         for target, runtime in RUNTIMES.items():
             bundle = open_bundle(found[SLIM, target])
             ours = caller(bundle, runtime, THREADS)
-            call, seconds = naive(target, random_model(SLIM), folder)
+            seconds = in_child("naive", target, str(folder / f"naive.{target}"))["seconds"]
+            call = naive(target, folder / f"naive.{target}")
             milliseconds = compare(f"{runtime}: naive export ({seconds:.0f} s) → ours", call, ours, BLOCKS[SLIM])
-            del call
             if target == "onnx":
                 total = count(PRESETS[SLIM].config)
                 rate = convolution_rate()
@@ -200,6 +212,8 @@ def leave_one_out(target: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         export_here(*sys.argv[2:5])
+    elif sys.argv[1:2] == ["naive"]:
+        export_naively(*sys.argv[2:4])
     elif sys.argv[1:2] == ["rewrites"]:
         leave_one_out(sys.argv[2])
     else:
