@@ -32,7 +32,7 @@ class ExecuTorchRuntime(Runtime):
         path, delegate = bundle.path / found.file, found.options.get("delegate", "")
         if delegate != _DELEGATE:
             raise EdgeSDError(
-                f"{path} is lowered to {delegate}, which does not run here", "export it with --delegate xnnpack too"
+                f"{path} is lowered to {delegate}, which does not run here", "edge-sd export --target executorch --delegate xnnpack"
             )
         with quiet():
             from executorch.extension.pybindings import portable_lib
