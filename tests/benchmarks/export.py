@@ -8,12 +8,15 @@ Spectral Diffusion's U-Net for FFHQ (21 M parameters) and LDM-4's (274 M), rando
 * the floor: multiply-accumulates at the machine's own best fp32 convolution rate.
 
 Ratios are of calls interleaved A B B A in one process: the median, and its 95 % bootstrap interval over blocks.
-`python tests/benchmarks/export.py rewrites TARGET` leaves out one rewrite at a time.
+`python tests/benchmarks/export.py rewrites TARGET` leaves out one rewrite at a time; `… profile` shows what an ExecuTorch lowering
+spends its time on.
 """
 
 import contextlib
+import cProfile
 import io
 import json
+import pstats
 import subprocess
 import sys
 import tempfile
@@ -210,11 +213,21 @@ def leave_one_out(target: str) -> None:
             compare(f"{runtime}: without {left_out} → with", caller(bundle, runtime, THREADS), whole, BLOCKS[SLIM])
 
 
+def profile_lowering() -> None:
+    """Profile the slim model's whole ExecuTorch export and print where the time goes, function by function."""
+    checkpoint = checkpoint_of(SLIM)
+    with tempfile.TemporaryDirectory() as name, cProfile.Profile() as profile:
+        export_bundle(checkpoint, Path(name) / "profiled.edgesd", ExportRequest(("executorch",), steps=2, goldens=1))
+    pstats.Stats(profile).sort_stats("cumtime").print_stats("executorch|run_decompositions", 30)
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:
         export_here(*sys.argv[2:5])
     elif sys.argv[1:2] == ["naive"]:
         export_naively(*sys.argv[2:4])
+    elif sys.argv[1:2] == ["profile"]:
+        profile_lowering()
     elif sys.argv[1:2] == ["rewrites"]:
         leave_one_out(sys.argv[2])
     else:
