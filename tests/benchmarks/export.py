@@ -8,7 +8,7 @@ Spectral Diffusion's U-Net for FFHQ (21 M parameters) and LDM-4's (274 M), rando
 * the floor: multiply-accumulates at the machine's own best fp32 convolution rate.
 
 Ratios are of calls interleaved A B B A in one process: the median, and its 95 % bootstrap interval over blocks.
-`python tests/benchmarks/export.py rewrites TARGET` leaves out one rewrite at a time; `… profile` shows what an ExecuTorch lowering
+`python tests/benchmarks/export.py rewrites TARGET` leaves out one rewrite at a time; `… profile` shows what a lowering
 spends its time on.
 """
 
