@@ -31,9 +31,7 @@ class ExecuTorchRuntime(Runtime):
         found = bundle.program(self.target, program)
         path, delegate = bundle.path / found.file, found.options.get("delegate", "")
         if delegate != _DELEGATE:
-            raise EdgeSDError(
-                f"{path} is lowered to {delegate}, which does not run here", "edge-sd export --target executorch --delegate xnnpack"
-            )
+            raise EdgeSDError(f"{path} is lowered to {delegate}, which does not run here", "edge-sd export --delegate xnnpack")
         with quiet():
             from executorch.extension.pybindings import portable_lib
 

@@ -182,7 +182,7 @@ def test_a_delegate_of_another_machine_is_lowered_and_not_run(
     assert "share not measured" in place.verdict
     with pytest.raises(EdgeSDError, match=rf"programs\.pte is lowered to {delegate}, which does not run here") as refused:
         check_parity(bundle, "executorch")
-    assert (refused.value.code, refused.value.hint) == (ExitCode.FAILURE, "edge-sd export --target executorch --delegate xnnpack")
+    assert (refused.value.code, refused.value.hint) == (ExitCode.FAILURE, "edge-sd export --delegate xnnpack")
     assert check_parity(bundle, "torch").passed
 
 
