@@ -18,9 +18,9 @@ class Check(Record):
     """One line of a dry run.
 
     Attributes:
+        operators: ATen operators of its programs, most frequent first, and how many of each.
+        memory: forecast of each program.
         problems: what stands against it; empty if nothing does.
-        memory: of each program.
-        weights_bytes: what the target's files will hold, about.
     """
 
     target: str
