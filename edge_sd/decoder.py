@@ -1,6 +1,7 @@
 """Latent decoders: what turns the latents of a denoiser into images.
 
-They are diffusers' (AutoencoderTiny, AutoencoderKL, VQModel); only the weights between latent and image are kept.
+They are our own (`models.autoencoder`) or diffusers' (AutoencoderTiny, AutoencoderKL, VQModel); only the weights between
+latent and image are kept.
 """
 
 from collections.abc import Mapping
@@ -13,16 +14,15 @@ from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from edge_sd.errors import EdgeSDError, InstallationError
-from edge_sd.files import read_tensors, tensors_digest, write_tensors
+from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
 from edge_sd.quiet import quiet
-from edge_sd.validation import Record, first_fault
+from edge_sd.validation import Record, first_fault, validated
 
 if TYPE_CHECKING:
     import torch
 
-    from edge_sd.models.latent import LatentDecoder
-
-Architecture = Literal["AutoencoderTiny", "AutoencoderKL", "VQModel"]
+Architecture = Literal["edge-sd", "AutoencoderTiny", "AutoencoderKL", "VQModel"]
+OWN: Literal["edge-sd"] = "edge-sd"  # `models.autoencoder.LatentDecoder`
 
 # Where a configuration is silent, diffusers' own: (scaling_factor, latent_channels).
 _DEFAULTS: dict[str, tuple[float, int]] = {"AutoencoderTiny": (1.0, 4), "AutoencoderKL": (0.18215, 4), "VQModel": (0.18215, 3)}
@@ -38,7 +38,7 @@ class DecoderHeader(Record):
     schema_version: Literal[1] = 1
     kind: Literal["decoder"] = "decoder"
     architecture: Architecture
-    config: dict[str, Any]  # diffusers' settings of the whole autoencoder
+    config: dict[str, Any]  # settings of the whole autoencoder, diffusers' or our own
     latent_scale: float = Field(gt=0, allow_inf_nan=False)  # the denoiser's latent is (z − shift)·scale
     latent_shift: float = Field(allow_inf_nan=False)
     digest: str  # SHA-256 over the tensors
@@ -52,13 +52,14 @@ class DecoderHeader(Record):
     @property
     def latent_channels(self) -> int:
         """C of the latent that it takes."""
-        channels: int = self.config.get("vq_embed_dim") or self.config.get("latent_channels", _DEFAULTS[self.architecture][1])
+        default = _DEFAULTS[self.architecture][1] if self.architecture in _DEFAULTS else None
+        channels: int = self.config.get("vq_embed_dim") or self.config.get("latent_channels", default)
         return channels
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder's weights (float32, diffusers' names) and their header."""
+    """A decoder's weights (float32, named as in its class) and their header."""
 
     header: DecoderHeader
     weights: dict[str, np.ndarray]
@@ -79,7 +80,7 @@ class Decoder:
         """
         import torch
 
-        module = _skeleton(self.header)
+        module = _skeleton(self.header, "cpu" if self.header.architecture == OWN else "meta")
         expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: value.shape for name, value in self.weights.items()}
         for name in sorted(expected.keys() | found.keys()):
@@ -112,6 +113,12 @@ def load_decoder(path: Path) -> Decoder:
             f"{path}: the weights have changed since they were written (their SHA-256 differs)", "copy or make the file again"
         )
     return Decoder(header, weights)
+
+
+def latent_space(decoder: Decoder) -> str:
+    """The name of the latents that it takes: hex SHA-256 over weights, scale and shift."""
+    header = decoder.header
+    return fingerprint({"decoder": header.digest, "scale": header.latent_scale, "shift": header.latent_shift})
 
 
 def image_shape(decoder: Decoder, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -172,11 +179,27 @@ def _header(architecture: str, config: Mapping[str, Any], digest: str, source: P
         raise EdgeSDError(f"{source}: {first_fault(error)}", "compare it with what diffusers writes for this class") from error
 
 
-def _skeleton(header: DecoderHeader) -> "LatentDecoder":
-    """The module without weights, on the meta device."""
+def _skeleton(header: DecoderHeader, device: str = "meta") -> "torch.nn.Module":
+    """The module without its weights; one of ours has constants beside them, which no file brings, so it cannot be used on meta."""
     import torch
 
+    if header.architecture == OWN:
+        from edge_sd.models.autoencoder import AutoencoderConfig
+        from edge_sd.models.autoencoder import LatentDecoder as OwnDecoder
+
+        with torch.device(device):
+            return OwnDecoder(validated(AutoencoderConfig, header.config, "the decoder's configuration"))
     from edge_sd.models.latent import LatentDecoder
+
+    whole = _diffusers_module(header)
+    codebook = whole.quantize.embedding if header.architecture == "VQModel" else None
+    conv = getattr(whole, "post_quant_conv", None)
+    return LatentDecoder(whole.decoder, conv, codebook, header.latent_scale, header.latent_shift)
+
+
+def _diffusers_module(header: DecoderHeader) -> Any:
+    """The whole autoencoder without weights, on the meta device."""
+    import torch
 
     try:
         with quiet():
@@ -187,11 +210,27 @@ def _skeleton(header: DecoderHeader) -> "LatentDecoder":
         ) from error
     try:
         with quiet(), torch.device("meta"):
-            whole = getattr(diffusers, header.architecture).from_config(header.config)
+            return getattr(diffusers, header.architecture).from_config(header.config)
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, NotImplementedError) as error:
         raise EdgeSDError(
             f"diffusers makes no {header.architecture} of this configuration: {error}", "compare it with what diffusers writes"
         ) from error
-    codebook = whole.quantize.embedding if header.architecture == "VQModel" else None
-    conv = getattr(whole, "post_quant_conv", None)
-    return LatentDecoder(whole.decoder, conv, codebook, header.latent_scale, header.latent_shift)
+
+
+def load_autoencoder_module(folder: Path) -> "torch.nn.Module":
+    """The whole autoencoder of a diffusers folder that `load_decoder` takes, encoder too, in evaluation mode.
+
+    Raises:
+        EdgeSDError: its weights are not those of its configuration.
+    """
+    import torch
+
+    from edge_sd.foreign.weights import read_weights
+
+    module = _diffusers_module(_from_diffusers(folder).header)
+    weights = {name: torch.from_numpy(value.copy()) for name, value in read_weights(folder).items()}
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise EdgeSDError(f"{folder}: weights do not fit: {' '.join(str(error).split())}", "was it copied whole?") from error
+    return cast("torch.nn.Module", module.eval())

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.training.config import TrainConfig
+from edge_sd.training.samples import Samples
 
 _ORDER, _DRAWS = 1, 2  # streams of one seed
 
@@ -24,14 +25,16 @@ class Batch:
     """One process's share of a step.
 
     Attributes:
-        x0: clean images (B, C, H, W) float32 in [−1, 1].
+        x0: clean images (B, C, H, W) float32 in [−1, 1], or latents.
         noise: ε, of x0's shape.
         t: timesteps (B,) int64, 0 … T−1.
+        labels: classes (B,) int64, where the data have them.
     """
 
     x0: Tensor
     noise: Tensor
     t: Tensor
+    labels: Tensor | None
 
 
 def image_indices(seed: int, step: int, batch_size: int, images: int) -> NDArray[np.int64]:
@@ -42,15 +45,29 @@ def image_indices(seed: int, step: int, batch_size: int, images: int) -> NDArray
     return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
 
 
-def draw_batch(
-    pixels: NDArray[np.uint8], schedule: NoiseSchedule, *, seed: int, step: int, batch_size: int, flip: bool, share: slice
-) -> Batch:
-    """Draw step `step`'s batch and keep one process's `share` of it."""
-    indices = image_indices(seed, step, batch_size, len(pixels))
-    rng = _generator(seed, _DRAWS, step)
-    flips = rng.random(batch_size) < 0.5 if flip else np.zeros(batch_size, dtype=bool)
-    t = rng.integers(0, schedule.timesteps, batch_size)
-    noise = rng.standard_normal((batch_size, *pixels.shape[1:]), dtype=np.float32)
-    x0 = pixels[indices[share]].astype(np.float32) / 127.5 - 1
-    x0[flips[share]] = x0[flips[share], ..., ::-1]
-    return Batch(torch.from_numpy(x0), torch.from_numpy(noise[share]), torch.from_numpy(t[share]))
+def draw_batch(samples: Samples, timesteps: int, config: TrainConfig, step: int, share: slice) -> Batch:
+    """Draw step `step`'s batch for denoising and keep one process's `share` of it; t is uniform over `timesteps`."""
+    indices, flips, rng = _draw(samples, config, step)
+    t = rng.integers(0, timesteps, config.batch_size)
+    noise = rng.standard_normal((config.batch_size, *samples.shape), dtype=np.float32)
+    x0 = samples.take(indices[share], flips[share], rng.random((config.batch_size, 2))[share])
+    labels = None if samples.labels is None else torch.from_numpy(samples.labels[indices[share]])
+    return Batch(torch.from_numpy(x0), torch.from_numpy(noise[share]), torch.from_numpy(t[share]), labels)
+
+
+def draw_images(
+    samples: Samples, noise_shape: tuple[int, ...], config: TrainConfig, step: int, share: slice
+) -> tuple[Tensor, Tensor]:
+    """Draw step `step`'s images and Gaussian noise of a shape of its own, and keep one process's `share` of both."""
+    indices, flips, rng = _draw(samples, config, step)
+    noise = rng.standard_normal((config.batch_size, *noise_shape), dtype=np.float32)
+    x0 = samples.take(indices[share], flips[share], rng.random((config.batch_size, 2))[share])
+    return torch.from_numpy(x0), torch.from_numpy(noise[share])
+
+
+def _draw(samples: Samples, config: TrainConfig, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], np.random.Generator]:
+    """Which samples, which of them mirrored, and the generator of everything else."""
+    indices = image_indices(config.seed, step, config.batch_size, len(samples))
+    rng = _generator(config.seed, _DRAWS, step)
+    flips = rng.random(config.batch_size) < 0.5 if config.flip else np.zeros(config.batch_size, dtype=bool)
+    return indices, flips, rng

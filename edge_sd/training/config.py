@@ -49,3 +49,8 @@ class DistillConfig(Record):
     alpha: float = Field(default=-1.0, ge=-4, le=0)
     omega_floor: float = Field(default=0.05, ge=1e-3)
     omega_max: float = Field(default=10.0, ge=1)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the teacher has a say at all."""
+        return bool(self.spatial_weight or self.frequency_weight)

@@ -15,20 +15,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint, versions
-from edge_sd.data.images import grid, rgb, save_png
-from edge_sd.data.sources import ImageData
-from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.diffusion.solvers import compile_plan
+from edge_sd.checkpoint import Provenance, versions
+from edge_sd.data.images import grid, save_png
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import explained
-from edge_sd.models.unet import SpectralUNet
-from edge_sd.sampling import sample_model
-from edge_sd.training.batches import draw_batch
 from edge_sd.training.config import TrainConfig
-from edge_sd.training.learner import Learner
+from edge_sd.training.learner import Learner, Result
+from edge_sd.training.samples import Samples
 from edge_sd.training.state import check_settings, cut_metrics, finite_or_none, load_state, save_state
 
 CHECKPOINT, STATE, METRICS = "checkpoint.safetensors", "state.safetensors", "metrics.jsonl"
@@ -55,30 +50,29 @@ class Progress:
 
 def train(
     learner: Learner,
-    schedule: NoiseSchedule,
-    data: ImageData,
+    samples: Samples,
     config: TrainConfig,
     out: Path,
     provenance: Provenance,
     *,
     overwrite: bool = False,
     observe: Callable[[Progress], None] = lambda progress: None,
-) -> Checkpoint:
-    """Train until `config.steps`, going on from `out`'s state if there is one, and return the EMA checkpoint.
+) -> Any:
+    """Train until `config.steps`, going on from `out`'s state if there is one, and return the learner's result.
 
-    `out` receives checkpoint.safetensors, metrics.jsonl and samples/; state.safetensors stands there until the end. A run
-    that is already finished is returned as it is.
+    `out` receives the result's file, metrics.jsonl and samples/; state.safetensors stands there until the end. A run that is
+    already finished is returned as it is.
 
     Raises:
         UsageError: `out` holds something that is no run.
         EdgeSDError: a run with other settings is there, a loss is not finite, or the disk is full.
     """
-    settings = _settings(learner, schedule, data, config, provenance)
-    finished = _prepare(out, settings, overwrite)
+    settings = _settings(learner, samples, config, provenance)
+    finished = _prepare(out, learner, settings, overwrite)
     if finished is not None:
         return finished
     accelerator = Accelerator()
-    batch_share = _share(config.batch_size, accelerator.num_processes, accelerator.process_index)
+    share = _share(config.batch_size, accelerator.num_processes, accelerator.process_index)
     ema = copy.deepcopy(learner.model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
         learner.parameters(),
@@ -104,17 +98,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)  # dropout
-            batch = draw_batch(
-                data.pixels,
-                schedule,
-                seed=config.seed,
-                step=step,
-                batch_size=config.batch_size,
-                flip=config.flip,
-                share=batch_share,
-            )
+            batch = learner.draw(samples, config, step, share)
             with autocast:
-                terms: dict[str, Tensor] = wrapped(*(v.to(accelerator.device) for v in (batch.x0, batch.noise, batch.t)))
+                terms: dict[str, Tensor] = wrapped(*(value.to(accelerator.device) for value in batch))
             means = accelerator.reduce(torch.stack([value.detach() for value in terms.values()]), "mean")
             values = dict(zip(terms, means.tolist(), strict=True))
             _refuse_non_finite(values, step, last_good)
@@ -143,11 +129,12 @@ def train(
                 save_state(out / STATE, done, settings, learner, ema, optimizer)
                 last_good = f"{out / STATE} (step {done})"
             if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                _save_samples(out / "samples" / f"step_{done:06d}.png", ema, schedule, learner, config.seed)
+                pictures = learner.preview(ema, samples, config.seed)
+                save_png(out / "samples" / f"step_{done:06d}.png", grid(pictures))
     _refuse_non_finite({name: float(value.abs().sum()) for name, value in ema.state_dict().items()}, config.steps - 1, last_good)
-    final = Checkpoint.of(ema, schedule, learner.prediction, _completed(provenance, data, config, settings))
+    final = learner.finish(ema, samples, _completed(provenance, samples, config, settings))
     if accelerator.is_main_process:
-        final.save(out / CHECKPOINT)
+        final.save(out / learner.result_name)
         (out / STATE).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return final
@@ -174,23 +161,21 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
 # Helpers
 
 
-def _settings(
-    learner: Learner, schedule: NoiseSchedule, data: ImageData, config: TrainConfig, provenance: Provenance
-) -> dict[str, Any]:
+def _settings(learner: Learner, samples: Samples, config: TrainConfig, provenance: Provenance) -> dict[str, Any]:
     """Everything that decides the result; how often it is saved or shown does not."""
     return {
         "made_by": provenance.made_by,
         **learner.settings(),
-        "noise_schedule": schedule.model_dump(mode="json"),
         "train": config.model_dump(mode="json", exclude={"save_every", "sample_every"}),
-        "data_digest": data.digest,
+        "data_digest": samples.digest,
         "parents": provenance.parents,
     }
 
 
-def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> Checkpoint | None:
-    """Make the folder, or return the checkpoint of a finished run with the same settings."""
-    ours = {CHECKPOINT, STATE, METRICS, "samples"}
+def _prepare(out: Path, learner: Learner, settings: dict[str, Any], overwrite: bool) -> Result | None:
+    """Make the folder, or return the result of a finished run with the same settings."""
+    result = learner.result_name
+    ours = {result, STATE, METRICS, "samples", "decoder.safetensors"}
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", "give a folder with -o")
     foreign = (
@@ -201,12 +186,12 @@ def _prepare(out: Path, settings: dict[str, Any], overwrite: bool) -> Checkpoint
     if foreign:
         raise UsageError(f"{out} exists and is no training run: it holds {foreign[0]}", "choose another -o")
     if overwrite:
-        for name in (CHECKPOINT, STATE, METRICS):
+        for name in (result, STATE, METRICS, "decoder.safetensors"):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "samples", ignore_errors=True)
-    if (out / CHECKPOINT).exists():
-        found = load_checkpoint(out / CHECKPOINT)
-        check_settings(out / CHECKPOINT, found.header.provenance.settings, settings)
+    if (out / result).exists():
+        found = learner.load(out / result)
+        check_settings(out / result, found.header.provenance.settings, settings)
         return found
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -229,24 +214,19 @@ def _refuse_non_finite(values: dict[str, float], step: int, last_good: str) -> N
             )
 
 
-def _average(ema: SpectralUNet, model: SpectralUNet, decay: float) -> None:
+def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
-def _save_samples(path: Path, ema: SpectralUNet, schedule: NoiseSchedule, learner: Learner, seed: int) -> None:
-    plan = compile_plan(schedule, 20, solver="dpmpp", prediction=learner.prediction)
-    save_png(path, grid(rgb(sample_model(ema, plan, seed=seed, count=16))))
-
-
-def _completed(provenance: Provenance, data: ImageData, config: TrainConfig, settings: dict[str, Any]) -> Provenance:
+def _completed(provenance: Provenance, samples: Samples, config: TrainConfig, settings: dict[str, Any]) -> Provenance:
     return provenance.model_copy(
         update={
             "steps": config.steps,
             "images_seen": config.steps * config.batch_size,
             "seed": config.seed,
-            "data": data.about,
-            "data_digest": data.digest,
+            "data": samples.about,
+            "data_digest": samples.digest,
             "settings": settings,
             "versions": versions(),
         }

@@ -7,15 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_sd.data import ImageData
-from edge_sd.diffusion import NoiseSchedule
+from edge_sd.training import TrainConfig
 from edge_sd.training.batches import Batch, draw_batch, image_indices
+from edge_sd.training.samples import PixelSamples
 
-SCHEDULE = NoiseSchedule()
 WHOLE = slice(None)
 
 
 def draw(data: ImageData, *, seed: int = 3, step: int = 5, batch_size: int = 8, flip: bool = True, share: slice = WHOLE) -> Batch:
-    return draw_batch(data.pixels, SCHEDULE, seed=seed, step=step, batch_size=batch_size, flip=flip, share=share)
+    config = TrainConfig(seed=seed, batch_size=batch_size, flip=flip)
+    return draw_batch(PixelSamples(data), 1000, config, step, share)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -49,7 +50,7 @@ def test_a_batch_is_a_function_of_seed_and_step(tiny_data: ImageData) -> None:
 def test_the_shares_of_all_processes_make_the_batch(processes: int, tiny_data: ImageData) -> None:
     size = 8 // processes
     shares = [draw(tiny_data, share=slice(rank * size, (rank + 1) * size)) for rank in range(processes)]
-    joined = Batch(*(torch.cat([getattr(share, name) for share in shares]) for name in ("x0", "noise", "t")))
+    joined = Batch(*(torch.cat([getattr(share, name) for share in shares]) for name in ("x0", "noise", "t")), labels=None)
     assert same(joined, draw(tiny_data))
 
 

@@ -11,7 +11,8 @@ from edge_sd.diffusion import NoiseSchedule
 from edge_sd.errors import EdgeSDError
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.training import DistillConfig
-from edge_sd.training.learner import DistillLearner, Learner
+from edge_sd.training.distillation import DistillLearner
+from edge_sd.training.learner import DenoiseLearner
 from edge_sd.training.spectral import frequency_weights
 
 MakeModel = Callable[..., SpectralUNet]
@@ -38,7 +39,7 @@ def test_denoising_is_the_mean_square_error_of_the_prediction(prediction: Any, m
     model = make_model()
     x_t, target = by_hand(prediction)
     out = model(torch.from_numpy(x_t).float(), batch()[2].float()).detach().numpy()
-    terms = Learner(model, SCHEDULE, prediction)(*batch())
+    terms = DenoiseLearner(model, SCHEDULE, prediction)(*batch())
     assert terms.keys() == {"denoise"}
     assert terms["denoise"].item() == pytest.approx(np.mean((out - target) ** 2), rel=1e-5)
     assert terms["denoise"].dtype == torch.float32
@@ -50,7 +51,7 @@ def test_the_target_and_the_noised_image_give_the_image_back(prediction: Any, ma
     from edge_sd.diffusion.solvers._base import to_epsilon, to_x0
 
     x0, noise, t = batch()
-    x_t, target = Learner(make_model(), SCHEDULE, prediction).noised(x0, noise, t)
+    x_t, target = DenoiseLearner(make_model(), SCHEDULE, prediction).noised(x0, noise, t)
     for i in range(len(x0)):
         alpha_bar = float(SCHEDULE.alpha_bar(int(t[i])))
         p, q = to_x0(prediction, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
@@ -81,7 +82,7 @@ def test_distillation_by_hand(make_model: MakeModel) -> None:
         weight, bias = (p.detach().double().numpy() for p in aligner.parameters())
         aligned = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], taps[name].double().numpy()) + bias[:, None, None]
         theirs = goal_taps[name].double().numpy()
-        differences.append((aligned - theirs) / np.sqrt(np.mean(theirs**2)))
+        differences.append((aligned - theirs) / np.sqrt(np.mean(theirs**2, axis=(1, 2, 3), keepdims=True)))
     spatial = np.mean([np.mean(difference**2) for difference in differences])
     frequency = np.mean([
         np.mean(frequency_weights(batch()[0], d.shape[2:], config).numpy() * np.abs(np.fft.fft2(d, norm="ortho")) ** 2)
@@ -103,13 +104,23 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it(make_model: 
     terms = learner(*batch())
     assert terms["spatial"].item() < 1e-10
     assert terms["frequency"].item() < 1e-10
-    assert terms["denoise"].item() == pytest.approx(Learner(make_model(), SCHEDULE, "v")(*batch())["denoise"].item())
+    assert terms["denoise"].item() == pytest.approx(DenoiseLearner(make_model(), SCHEDULE, "v")(*batch())["denoise"].item())
 
 
 def test_terms_without_weight_vanish(make_model: MakeModel) -> None:
-    terms = distiller(make_model, DistillConfig(spatial_weight=0, frequency_weight=0))(*batch())
-    assert terms["spatial"].item() == terms["frequency"].item() == 0
-    assert terms["denoise"].item() > 0
+    both, spatial, frequency = {"denoise", "spatial", "frequency"}, {"denoise", "spatial"}, {"denoise", "frequency"}
+    for weights, left in (((0.1, 0.1), both), ((0.1, 0), spatial), ((0, 0.1), frequency), ((0, 0), {"denoise"})):
+        config = DistillConfig(spatial_weight=weights[0], frequency_weight=weights[1])
+        assert distiller(make_model, config)(*batch()).keys() == left
+
+
+def test_a_batchs_terms_are_the_mean_of_its_samples(make_model: MakeModel) -> None:
+    """So it does not matter how a batch is shared out or sliced."""
+    learner = distiller(make_model)
+    whole = learner(*batch())
+    parts = [learner(*(value[i : i + 1] for value in batch())) for i in range(3)]
+    for name, term in whole.items():
+        assert term.item() == pytest.approx(np.mean([part[name].item() for part in parts]), rel=1e-4)
 
 
 def test_where_all_frequencies_weigh_alike_both_terms_are_one(make_model: MakeModel) -> None:

@@ -25,8 +25,9 @@ from edge_sd.files import read_tensors
 from edge_sd.models import ModelConfig
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.training import DistillConfig, Progress, TrainConfig, distill, fit
-from edge_sd.training.learner import Learner
+from edge_sd.training.learner import DenoiseLearner
 from edge_sd.training.loop import CHECKPOINT, METRICS, STATE, learning_rate, train
+from edge_sd.training.samples import PixelSamples
 from edge_sd.training.state import StateHeader, read_metrics
 
 MakeModel = Callable[..., SpectralUNet]
@@ -365,7 +366,7 @@ def test_the_checkpoint_says_where_it_came_from(verb: str, run: Runs, tmp_path: 
 def test_the_checkpoint_is_the_average_of_the_weights(run: Runs, make_model: MakeModel, tmp_path: Path) -> None:
     """w̄ ← d·w̄ + (1−d)·w, d = min(decay, (1 + step) / (10 + step)), from the first weights on."""
     config = TRAIN.model_copy(update={"ema_decay": 0.3, "learning_rate": 1e-2})
-    learner = Learner(make_model(), SCHEDULE, "v")
+    learner = DenoiseLearner(make_model(), SCHEDULE, "v")
     average = {name: value.double() for name, value in learner.model.state_dict().items()}
 
     def follow(progress: Progress) -> None:
@@ -374,7 +375,7 @@ def test_the_checkpoint_is_the_average_of_the_weights(run: Runs, make_model: Mak
         for name, value in learner.model.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * value
 
-    made = train(learner, SCHEDULE, run.data, config, tmp_path, Provenance(made_by="train"), observe=follow)
+    made = train(learner, PixelSamples(run.data), config, tmp_path, Provenance(made_by="train"), observe=follow)
     assert made.weights.keys() == average.keys()
     for name, value in made.weights.items():
         np.testing.assert_allclose(value, average[name].numpy(), rtol=1e-4, atol=1e-6)
@@ -414,10 +415,10 @@ def test_samples_are_drawn_on_the_way_and_at_the_end(run: Runs, tmp_path: Path) 
 
 def test_the_gradient_is_clipped(run: Runs, make_model: MakeModel, tmp_path: Path) -> None:
     """AdamW divides a constant factor out again; a clip small enough that its ε takes over stops all learning."""
-    learner = Learner(make_model(), SCHEDULE, "v")
+    learner = DenoiseLearner(make_model(), SCHEDULE, "v")
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     config = TRAIN.model_copy(update={"clip": 1e-20, "weight_decay": 0.0})
-    train(learner, SCHEDULE, run.data, config, tmp_path, Provenance(made_by="train"))
+    train(learner, PixelSamples(run.data), config, tmp_path, Provenance(made_by="train"))
     for name, value in learner.model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-8)
 
