@@ -180,7 +180,7 @@ def _header(architecture: str, config: Mapping[str, Any], digest: str, source: P
 
 
 def _skeleton(header: DecoderHeader, device: str = "meta") -> "torch.nn.Module":
-    """The module without its weights; one of ours has constants beside them, which no file brings, so it cannot be used on meta."""
+    """The module without its weights. One of ours has constants that no file brings: what is to run is not on meta."""
     import torch
 
     if header.architecture == OWN:

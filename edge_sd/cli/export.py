@@ -55,7 +55,7 @@ def export(
     from edge_sd.decoder import load_decoder
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
-    from edge_sd.foreign import open_model
+    from edge_sd.foreign import open_model, refuse_other_latents
     from edge_sd.validation import validated
 
     out = output or Path(f"{checkpoint.resolve().name}{SUFFIX}" if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX))
@@ -75,6 +75,8 @@ def export(
     find_targets(request.targets)
     model = open_model(checkpoint)
     decoding = load_decoder(decoder) if decoder is not None else model.decoder
+    if decoding is not None:
+        refuse_other_latents(model.checkpoint, decoding)
     if dry_run:
         checks = check_export(model.checkpoint, decoding, request, out)
         if as_json:

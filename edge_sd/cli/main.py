@@ -9,6 +9,7 @@ import edge_sd
 from edge_sd.cli.bench import bench
 from edge_sd.cli.distill import distill
 from edge_sd.cli.doctor import doctor
+from edge_sd.cli.evaluate import evaluate
 from edge_sd.cli.export import export
 from edge_sd.cli.inspect import inspect
 from edge_sd.cli.list import list_
@@ -18,6 +19,7 @@ from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
 from edge_sd.cli.train import train
+from edge_sd.cli.train_autoencoder import train_autoencoder
 from edge_sd.errors import EdgeSDError, ExitCode
 
 app = typer.Typer(
@@ -27,9 +29,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, train, distill, sample, export, plan, inspect, parity, bench, report, doctor):
+for verb in (run, train, distill, sample, export, plan, inspect, parity, bench, evaluate, report, doctor):
     app.command()(verb)
 app.command("list")(list_)
+app.command("train-autoencoder")(train_autoencoder)
 
 
 def _version(asked: bool) -> None:

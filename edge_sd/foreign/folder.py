@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sd.checkpoint import Checkpoint, CheckpointHeader, Provenance, load_checkpoint, versions
-from edge_sd.decoder import Decoder, load_decoder
+from edge_sd.decoder import Decoder, latent_space, load_decoder
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import EdgeSDError
@@ -75,8 +75,35 @@ def load_foreign(path: Path) -> Foreign:
 
 
 def open_model(path: Path) -> Foreign:
-    """Read a checkpoint of ours (a file) or a folder that diffusers wrote; see `load_checkpoint` and `load_foreign`."""
-    return load_foreign(path) if path.is_dir() else Foreign(load_checkpoint(path), None)
+    """Read a checkpoint of ours (a file) or a folder that diffusers wrote; see `load_checkpoint` and `load_foreign`.
+
+    Beside a checkpoint of latents lies their decoder, decoder.safetensors; without it `decoder` is None.
+
+    Raises:
+        EdgeSDError: that decoder is of another latent space.
+    """
+    if path.is_dir():
+        return load_foreign(path)
+    checkpoint, beside = load_checkpoint(path), path.with_name("decoder.safetensors")
+    if "autoencoder" not in checkpoint.header.provenance.parents or not beside.exists():
+        return Foreign(checkpoint, None)
+    decoder = load_decoder(beside)
+    refuse_other_latents(checkpoint, decoder)
+    return Foreign(checkpoint, decoder)
+
+
+def refuse_other_latents(checkpoint: Checkpoint, decoder: Decoder) -> None:
+    """Refuse a decoder that does not belong to the latents that a denoiser was trained on, where the checkpoint names them.
+
+    Raises:
+        EdgeSDError: it does not.
+    """
+    trained_on = checkpoint.header.provenance.parents.get("autoencoder")
+    if trained_on is not None and trained_on != (given := latent_space(decoder)):
+        raise EdgeSDError(
+            f"the denoiser was trained on latents {trained_on[:12]}, the decoder takes {given[:12]}",
+            "give the decoder.safetensors that lies beside the checkpoint",
+        )
 
 
 def _component(path: Path, name: str) -> Path:

@@ -70,6 +70,13 @@ def _small(
     )  # fmt: skip
 
 
+def _latent16(width: int, groups: int, *, gating: bool, **attention: int | None) -> ModelConfig:
+    return ModelConfig.model_validate({
+        "image_size": 16, "in_channels": 4, "out_channels": 4, "width": width, "multipliers": (1, 2, 3), "blocks": 1,
+        "attention": (2, 4), "norm_groups": groups, "gating": gating, **attention,
+    })  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     **_family("FFHQ, CelebA-HQ, Bedroom (LDM-4)", _FFHQ, "ldm", {
         "ffhq-ldm": (224, False, Published(274.1, 96.0)),
@@ -88,6 +95,10 @@ PRESETS: dict[str, Preset] = {
     }),
     "tiny16": Preset(_small(16, 24, (1, 2, 4), (4,), 1, True), "cosine", "v", "16 px, trains in minutes on a CPU"),
     "tiny16-teacher": Preset(_small(16, 32, (1, 2, 4), (4,), 1, False), "cosine", "v", "16 px, tiny16's teacher"),
+    # Lite and SD at one budget: what gating saves in MACs is spent on width.
+    "latent16-teacher": Preset(_latent16(48, 8, gating=False, head_channels=16), "cosine", "v", "latent16's teacher"),
+    "latent16-lite": Preset(_latent16(32, 8, gating=False, head_channels=None, heads=1), "cosine", "v", "16×16 latents, Lite"),
+    "latent16": Preset(_latent16(35, 7, gating=True, head_channels=None, heads=1), "cosine", "v", "16×16 latents, as of 64 px"),
     "small32": Preset(_small(32, 64, (1, 2, 3), (2, 4), 2, True), "cosine", "v", "32 px"),
     "small64": Preset(_small(64, 48, (1, 2, 3, 4), (4, 8), 2, True), "cosine", "v", "64 px"),
     "small128": Preset(_small(128, 32, (1, 2, 3, 4, 6), (8, 16), 2, True), "cosine", "v", "128 px"),

@@ -6,7 +6,7 @@ Every term is a mean over the batch of something that each sample has by itself:
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -131,14 +131,13 @@ class DenoiseLearner(Learner):
         return {"denoise": (self.model(x_t, t.float(), labels).float() - target).square().mean()}
 
     def finish(self, model: nn.Module, samples: Samples, provenance: Provenance) -> Checkpoint:
-        assert isinstance(model, SpectralUNet)
-        return Checkpoint.of(model, self.schedule, self.prediction, provenance)
+        return Checkpoint.of(cast(SpectralUNet, model), self.schedule, self.prediction, provenance)
 
     def load(self, path: Path) -> Checkpoint:
         return load_checkpoint(path)
 
     def preview(self, model: nn.Module, samples: Samples, seed: int) -> NDArray[np.uint8]:
-        assert isinstance(model, SpectralUNet)
+        denoiser = cast(SpectralUNet, model)
         plan = compile_plan(self.schedule, 20, solver="dpmpp", prediction=self.prediction)
-        label = None if model.config.num_classes is None else 0
-        return samples.pictures(sample_model(model, plan, seed=seed, count=PREVIEWS, label=label))
+        label = None if denoiser.config.num_classes is None else 0
+        return samples.pictures(sample_model(denoiser, plan, seed=seed, count=PREVIEWS, label=label))

@@ -1,7 +1,7 @@
 """Training an autoencoder: images come back, texture counts, and the latent stands a little noise."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class AutoencoderLearner(Learner):
         return {"model": self.model.config.model_dump(mode="json")}
 
     def draw(self, samples: Samples, config: TrainConfig, step: int, share: slice) -> tuple[Tensor, ...]:
-        channels, height, width = samples.shape
+        _, height, width = samples.shape
         factor = self.model.config.factor
         latent = (self.model.config.latent_channels, height // factor, width // factor)
         return draw_images(samples, latent, config, step, share)
@@ -61,20 +61,20 @@ class AutoencoderLearner(Learner):
     @torch.inference_mode()
     def finish(self, model: nn.Module, samples: Samples, provenance: Provenance) -> AutoencoderFile:
         """Measures mean and deviation of each latent channel over all training images."""
-        assert isinstance(model, Autoencoder)
+        autoencoder = cast(Autoencoder, model)
         device = next(model.parameters()).device
-        sums = torch.zeros(2, model.config.latent_channels, dtype=torch.float64)
+        sums = torch.zeros(2, autoencoder.config.latent_channels, dtype=torch.float64)
         cells = 0
         for start in range(0, len(samples), _MEASURED):
             indices = np.arange(start, min(start + _MEASURED, len(samples)))
             images = samples.take(indices, np.zeros(len(indices), bool), np.full((len(indices), 2), 0.5))
-            z = model.encoder.raw(torch.from_numpy(images).to(device)).double().cpu()
+            z = autoencoder.encoder.raw(torch.from_numpy(images).to(device)).double().cpu()
             sums += torch.stack([z.sum((0, 2, 3)), z.square().sum((0, 2, 3))])
             cells += z.numel() // z.shape[1]
         mean = sums[0] / cells
         std = (sums[1] / cells - mean.square()).clamp_min(1e-12).sqrt()
-        model.standardise(mean.float(), std.float())
-        return AutoencoderFile.of(model, provenance)
+        autoencoder.standardise(mean.float(), std.float())
+        return AutoencoderFile.of(autoencoder, provenance)
 
     def load(self, path: Path) -> AutoencoderFile:
         return load_autoencoder(path)
@@ -82,11 +82,11 @@ class AutoencoderLearner(Learner):
     @torch.inference_mode()
     def preview(self, model: nn.Module, samples: Samples, seed: int) -> NDArray[np.uint8]:
         """Images, and below each row what came back."""
-        assert isinstance(model, Autoencoder)
+        autoencoder = cast(Autoencoder, model)
         indices = np.arange(min(PREVIEWS // 2, len(samples)))
         images = samples.take(indices, np.zeros(len(indices), bool), np.full((len(indices), 2), 0.5))
         device = next(model.parameters()).device
-        back = model.decoder.raw(model.encoder.raw(torch.from_numpy(images).to(device))).cpu().numpy()
+        back = autoencoder.decoder.raw(autoencoder.encoder.raw(torch.from_numpy(images).to(device))).cpu().numpy()
         half = PREVIEWS // 4
         rows = [part[start : start + half] for start in range(0, len(images), half) for part in (images, back)]
         return samples.pictures(np.concatenate(rows))

@@ -1,0 +1,38 @@
+"""What the verbs that train share where a model denoises latents: the autoencoder, and the latents it makes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_sd.cli import _options as option
+
+if TYPE_CHECKING:
+    from edge_sd.data import ImageData
+    from edge_sd.latents import LatentData
+    from edge_sd.models import ModelConfig
+
+Autoencoder = Annotated[
+    Path | None,
+    typer.Option("--autoencoder", help="Denoise its latents, not pixels: autoencoder.safetensors, or a diffusers folder."),
+]
+
+
+def read_samples(values: Mapping[str, object], model: "ModelConfig", autoencoder: Path | None) -> "ImageData | LatentData":
+    """Open the data that a verb's arguments name, as images or as latents, of the model's size."""
+    if autoencoder is None:
+        return option.read_data(values, model.image_size)
+    from edge_sd.autoencoder import open_autoencoder
+    from edge_sd.cli._console import progress, say
+    from edge_sd.decoder import image_shape
+    from edge_sd.latents import encode_data
+
+    codec = open_autoencoder(autoencoder)
+    images = option.read_data(values, image_shape(codec.decoder, model.sample_shape)[-1])
+    with progress("encoding images") as update:
+        latents = encode_data(images, codec, observe=lambda done, total: update(done, total, ""))
+    header = latents.decoder.header
+    if not codec.own:
+        say(f"latents: scale {header.latent_scale:.4f} and shift {header.latent_shift:.4f}, measured on these images")
+    return latents
