@@ -11,18 +11,20 @@ class Origin(Record):
     """Where the samples come from.
 
     Attributes:
-        kind: checkpoint, bundle, folder of images, or file of samples.
+        kind: checkpoint, bundle, or folder of images.
         name: its file or folder.
         digest: SHA-256 of the weights of a checkpoint; of a bundle's manifest; of images, over their pixels.
-        runtime, solver, steps, nfe, seed: of the sampling; empty or None for images that were there before.
+        runtime, solver, spacing, stochastic, steps, nfe, seed: of the sampling; empty or None for images that were there before.
         labels: what was drawn of a model that knows classes: "class 3", "10 classes in turn".
     """
 
-    kind: Literal["checkpoint", "bundle", "folder", "samples", "images"]
+    kind: Literal["checkpoint", "bundle", "folder"]
     name: str
     digest: str
     runtime: str = ""
     solver: str = ""
+    spacing: str = ""
+    stochastic: bool = False
     steps: int | None = None
     nfe: int | None = None
     seed: int | None = None

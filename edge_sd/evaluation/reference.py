@@ -10,13 +10,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from edge_sd.checkpoint import versions
-from edge_sd.data import ImageData, rgb
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.distances import (
     FRECHET_DEFINITION,
@@ -33,6 +33,9 @@ from edge_sd.evaluation.spectrum import GAP_DEFINITION, radial_powers, spectrum_
 from edge_sd.evaluation.wasserstein import DEFINITION as SWD_DEFINITION
 from edge_sd.evaluation.wasserstein import BandPatches, band_distances, band_patches, levels_of
 from edge_sd.validation import Record
+
+if TYPE_CHECKING:
+    from edge_sd.data import ImageData
 
 Pixels = NDArray[np.uint8]
 Observe = Callable[[int, int], None]
@@ -103,7 +106,7 @@ class Reference:
         """
         settings = settings or EvaluationSettings()
         check_pixels(pixels, "real images")
-        _check_enough(len(pixels), features, settings)
+        check_enough(len(pixels), features, settings)
         rows = None if features is None else extract(features, pixels, batch_size=batch_size, observe=observe)
         levels = levels_of(pixels.shape[-1], settings.levels)
         frequencies, powers = radial_powers(pixels)
@@ -225,7 +228,7 @@ class Reference:
         )
 
 
-def choose(data: ImageData, n: int | None = None, *, split: str = "all", seed: int = 0) -> tuple[Pixels, RealImages]:
+def choose(data: "ImageData", n: int | None = None, *, split: str = "all", seed: int = 0) -> tuple[Pixels, RealImages]:
     """n images of a data set, drawn without replacement, in the set's order; all of them if n is left out.
 
     Raises:
@@ -246,6 +249,8 @@ def rgb_pixels(samples: NDArray[np.floating]) -> Pixels:
     Raises:
         EdgeSDError: neither grey nor RGB, or a NaN or an infinity among them.
     """
+    from edge_sd.data import rgb  # here: finding a runtime imports this module, and needs no images
+
     if samples.ndim != 4 or samples.shape[1] not in (1, 3):
         raise EdgeSDError(f"samples {samples.shape} are no images of 1 or 3 channels", "latents need their decoder")
     if not np.isfinite(samples).all():
@@ -259,8 +264,12 @@ def check_pixels(pixels: NDArray[np.uint8], what: str) -> None:
         raise EdgeSDError(f"{what} are square (n, 3, H, H) uint8, not {pixels.dtype} {pixels.shape}", "see rgb_pixels")
 
 
-def _check_enough(n: int, features: Features | None, settings: EvaluationSettings) -> None:
-    """Say before anything is computed which figure lacks images."""
+def check_enough(n: int, features: Features | None, settings: EvaluationSettings) -> None:
+    """Say, before anything is computed, for which figure n images are too few.
+
+    Raises:
+        UsageError: for any of them.
+    """
     if n < 2:
         raise UsageError(f"{n} images are too few for any figure", "give -n 2 or more; thousands for figures worth comparing")
     if features is None:
