@@ -44,6 +44,9 @@ WRAPPED_BY = {
     "diffusers": {"edge_sd.decoder"},
     "nncf": {"edge_sd.quantize.nncf"},
     "torchao": set(),
+    "datasets": {"edge_sd.data.columns", "edge_sd.data.shards", "edge_sd.data.webdataset"},
+    "pyarrow": {"edge_sd.data.parquet"},
+    "fsspec": {"edge_sd.data.hub"},
 }
 UNSAFE_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {
@@ -52,7 +55,7 @@ UNSAFE_CALLS = {
 # Not pydantic: typer itself loads it for a verb's options.
 HEAVY = {
     "torch", "numpy", "safetensors", "pywt", "accelerate", "PIL", "yaml", "matplotlib", "jinja2", "psutil", "onnx", "onnxscript",
-    "onnxruntime", "executorch", "coremltools", "diffusers", "torchao",
+    "onnxruntime", "executorch", "coremltools", "diffusers", "torchao", "datasets", "pyarrow",
 }  # fmt: skip
 
 

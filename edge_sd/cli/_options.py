@@ -11,9 +11,44 @@ if TYPE_CHECKING:
     from edge_sd.models import ModelConfig, Preset
     from edge_sd.validation import Model
 
-Source = Annotated[str, typer.Option("--data", help="Folder of images (sub-folders too), or 'dead-leaves', the built-in ones.")]
+Source = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Folder of images (a sub-folder is a class); .parquet file, .tar webdataset shard, folder or glob of them; "
+        "hub:OWNER/NAME of the Hugging Face hub; or 'dead-leaves', the built-in ones. Examples: photos/, 'shards/*.tar', "
+        "hub:ylecun/mnist.",
+    ),
+]
 Resize = Annotated[
     bool, typer.Option("--resize", help="Scale and crop images to the model's size; without it each must have that size.")
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="Sub-folder, word in the shards' names, or split of a hub data set: train.")
+]
+Labels = Annotated[bool, typer.Option("--labels", help="Read classes too; an error where there are none.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Where the classes are, if several columns could be it.")]
+ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Where the images are, if several columns hold some.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Read this many images at most.", min=1)]
+MaxBroken = Annotated[
+    int | None,
+    typer.Option(
+        "--max-broken",
+        help="Leave out this many broken images, and shards cut short, before it is an error. "
+        "Without it 1 image in 100 may be broken, and no shard.",
+        min=0,
+    ),
+]
+Crop = Annotated[
+    int, typer.Option("--crop", help="Read images this many pixels larger and train on random windows, for instance 8.", min=0)
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Keep decoded images in this folder. Without it those of large sets, and of the hub, go to $EDGE_SD_CACHE or "
+        "~/.cache/edge-sd.",
+    ),
 ]
 Count = Annotated[int, typer.Option("--count", help="How many dead leaves.", min=1)]
 MinRadius = Annotated[float, typer.Option("--min-radius", help="Smallest disc of the dead leaves, in pixels.")]
@@ -35,6 +70,7 @@ Spacing = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+_NAMED = 50  # of the images that were left out
 
 
 def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model":
@@ -45,13 +81,20 @@ def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model
 
 
 def read_data(values: Mapping[str, object], size: int) -> "ImageData":
-    """Open the data source that a verb's arguments name, behind a progress bar."""
-    from edge_sd.cli._console import progress
+    """Open the data source that a verb's arguments name, behind a progress bar; say what had to be left out."""
+    from edge_sd.cli._console import progress, say
     from edge_sd.data import DataConfig, open_data
 
-    config = pick(DataConfig, {name: values[name] for name in ("source", "resize", "count", "min_radius")}, "data")
+    # Not its seed: a verb's own is of the training.
+    config = pick(DataConfig, {name: value for name, value in values.items() if name != "seed"}, "data")
     with progress("reading images") as update:
-        return open_data(config, size, lambda done, total: update(done, total, ""))
+        data = open_data(config, size, lambda done, total: update(done, total or done + 1, "" if total else "of unknown many"))
+    for skip in data.skipped[:_NAMED]:
+        say(f"left out: {skip}")
+    if data.skipped:
+        more = f", the first {_NAMED} named above" if len(data.skipped) > _NAMED else ""
+        say(f"left out {len(data.skipped)} of {len(data) + len(data.skipped)} images{more}")
+    return data
 
 
 def model_of(preset_name: str, size: int | None) -> "tuple[Preset, ModelConfig]":

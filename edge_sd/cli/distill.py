@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from edge_sd.cli import _latents as latent
 from edge_sd.cli import _options as option
 
 
@@ -13,8 +14,17 @@ def distill(
     output: option.OutFolder,
     source: option.Source = "dead-leaves",
     resize: option.Resize = False,
+    split: option.Split = None,
+    labels: option.Labels = False,
+    label_column: option.LabelColumn = None,
+    image_column: option.ImageColumn = None,
+    limit: option.Limit = None,
+    max_broken: option.MaxBroken = None,
+    crop: option.Crop = 0,
+    cache: option.Cache = None,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
+    autoencoder: latent.Autoencoder = None,
     preset: option.PresetName = "tiny16",
     size: option.Size = None,
     steps: option.Steps = 10_000,
@@ -45,10 +55,10 @@ def distill(
     config = option.pick(TrainConfig, given, "training settings")
     distillation = option.pick(DistillConfig, given, "distillation settings")
     followed = open_model(teacher).checkpoint
-    images = option.read_data(given, model.image_size)
+    samples = latent.read_samples(given, model, autoencoder)
     with progress(f"distilling {preset}") as update:
         distill_from(
-            model, followed, images, config, distillation, output, overwrite=overwrite,
+            model, followed, samples, config, distillation, output, overwrite=overwrite,
             observe=lambda p: update(p.step, p.steps, str(p)),
         )  # fmt: skip
     say(f"wrote {Path(output) / CHECKPOINT}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from edge_sd.cli import _latents as latent
 from edge_sd.cli import _options as option
 
 
@@ -9,8 +10,17 @@ def train(
     output: option.OutFolder,
     source: option.Source = "dead-leaves",
     resize: option.Resize = False,
+    split: option.Split = None,
+    labels: option.Labels = False,
+    label_column: option.LabelColumn = None,
+    image_column: option.ImageColumn = None,
+    limit: option.Limit = None,
+    max_broken: option.MaxBroken = None,
+    crop: option.Crop = 0,
+    cache: option.Cache = None,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
+    autoencoder: latent.Autoencoder = None,
     preset: option.PresetName = "tiny16",
     size: option.Size = None,
     steps: option.Steps = 10_000,
@@ -35,10 +45,10 @@ def train(
 
     chosen, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
-    images = option.read_data(given, model.image_size)
+    samples = latent.read_samples(given, model, autoencoder)
     with progress(f"training {preset}") as update:
         fit(
-            model, SCHEDULES[chosen.schedule], chosen.prediction, images, config, output, overwrite=overwrite,
+            model, SCHEDULES[chosen.schedule], chosen.prediction, samples, config, output, overwrite=overwrite,
             observe=lambda p: update(p.step, p.steps, str(p)),
         )  # fmt: skip
     say(f"wrote {Path(output) / CHECKPOINT}")

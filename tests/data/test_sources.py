@@ -180,11 +180,11 @@ def test_an_image_of_the_right_size_is_not_touched_by_resize(tmp_path: Path) -> 
 # Damage
 
 
-def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"nowhere is not a folder"):
+def test_a_missing_folder_and_a_file_that_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere is not a folder or a file"):
         read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"file is not a folder"):
+    with pytest.raises(UsageError, match=r"file holds no images"):
         read(tmp_path / "file")
 
 
