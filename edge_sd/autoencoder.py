@@ -1,7 +1,7 @@
 """The autoencoder of latent diffusion: a file of ours, or a diffusers folder, as an encoder and the `Decoder` of a bundle.
 
-The denoiser's latent space is that of both together: `latent_space` names it, and whoever joins a denoiser, latents and a
-decoder compares these names.
+A denoiser's latents are those that a decoder takes: `latent_space` names them, and whoever joins a denoiser, latents and a
+decoder compares these names. Another encoder may fill the same space with other latents: `Codec.digest` stands for both halves.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edge_sd.checkpoint import Provenance
 from edge_sd.decoder import OWN, Decoder, DecoderHeader, latent_space, load_autoencoder_module, load_decoder
 from edge_sd.errors import EdgeSDError
-from edge_sd.files import read_tensors, tensors_digest, write_tensors
+from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 from edge_sd.validation import Record
 
@@ -118,8 +118,14 @@ class Codec:
 
     @property
     def latent_space(self) -> str:
-        """Its name: hex SHA-256 over decoder, scale and shift."""
+        """Its name; see `decoder.latent_space`."""
         return latent_space(self.decoder)
+
+    @property
+    def digest(self) -> str:
+        """Stands for what it makes of an image: the encoder's weights, and the decoder's with scale and shift; 16 hex digits."""
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in self.encoder.state_dict().items()}
+        return fingerprint({"encoder": tensors_digest(weights), "latent_space": self.latent_space})
 
     def rescaled(self, scale: float, shift: float) -> "Codec":
         """The same with another scale and shift of the latent: (z − shift)·scale."""

@@ -116,7 +116,7 @@ def load_decoder(path: Path) -> Decoder:
 
 
 def latent_space(decoder: Decoder) -> str:
-    """The name of the latents that it takes: hex SHA-256 over weights, scale and shift."""
+    """The name of the latents that it takes: 16 hex digits that stand for weights, scale and shift."""
     header = decoder.header
     return fingerprint({"decoder": header.digest, "scale": header.latent_scale, "shift": header.latent_shift})
 

@@ -1,6 +1,5 @@
 """Images as latents, computed once and kept on disk under the hash of images and autoencoder."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 
 from edge_sd.autoencoder import Codec
 from edge_sd.data import ImageData
-from edge_sd.decoder import Decoder
+from edge_sd.data.cache import cache_folder
+from edge_sd.decoder import Decoder, image_shape, latent_space
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.files import fingerprint, read_tensors, write_tensors
+from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
 from edge_sd.validation import Record
 
 BATCH = 64
@@ -26,9 +26,10 @@ class LatentsHeader(Record):
     schema_version: Literal[1] = 1
     kind: Literal["latents"] = "latents"
     data_digest: str
-    autoencoder: str  # latent space of the autoencoder as it was given
+    autoencoder: str  # digest of the autoencoder as it was given
     latent_scale: float
     latent_shift: float
+    digest: str  # SHA-256 over the tensors
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,6 @@ class LatentData:
         return len(self.latents)
 
 
-def cache_folder() -> Path:
-    """Where computed latents lie: $EDGE_SD_CACHE, or ~/.cache/edge-sd."""
-    return Path(os.environ.get("EDGE_SD_CACHE") or Path.home() / ".cache" / "edge-sd")
-
-
 def encode_data(
     data: ImageData,
     codec: Codec,
@@ -71,34 +67,43 @@ def encode_data(
     A foreign autoencoder's scale and shift are measured on these images, so that the latents have mean 0 and deviation 1,
     and go into the decoder; what its configuration says is not assumed.
 
+    Args:
+        cache: folder of the file; $EDGE_SD_CACHE or ~/.cache/edge-sd if left out.
+
     Raises:
-        UsageError: the autoencoder does not take images of this size.
-        EdgeSDError: a latent is not finite.
+        UsageError: the autoencoder does not take images of this size, or they have a margin to crop.
+        EdgeSDError: a latent is not finite, or all of them are the same.
     """
+    if data.crop:
+        raise UsageError("windows cannot be cut at random out of images whose latents are kept", "leave --crop out")
     size = data.pixels.shape[-1]
-    given = codec.latent_space
-    path = (cache or cache_folder()) / f"latents-{fingerprint({'data': data.digest, 'autoencoder': given})[:32]}.safetensors"
+    given = codec.digest
+    path = cache_folder(cache) / f"latents-{fingerprint({'data': data.digest, 'autoencoder': given})}.safetensors"
     found = _cached(path, data.digest, given)
     if found is None:
         if not codec.own:
             codec = codec.rescaled(1.0, 0.0)
         latents = _encode(data, codec, observe)
+        _refuse_odd(latents, codec, size)
         scale, shift = 1.0, 0.0
         if not codec.own:
-            shift = float(latents.mean(dtype=np.float64))
-            scale = 1 / float(latents.std(dtype=np.float64))
+            shift, deviation = float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64))
+            if not deviation:
+                raise EdgeSDError(f"all latents of these images are {shift:g}", "are the images all of one colour?")
+            scale = 1 / deviation
             latents = (latents - np.float32(shift)) * np.float32(scale)
-        header = LatentsHeader(data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift)
         array = latents.astype(np.float16)
-        if not np.isfinite(array).all():
-            raise EdgeSDError("the autoencoder's latents are not finite", f"is it made for images of {size}×{size}?")
+        header = LatentsHeader(
+            data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift,
+            digest=tensors_digest({"latents": array}),
+        )  # fmt: skip
         write_tensors(path, {"latents": array}, header)
         found = header, array
     header, array = found
     decoder = codec.decoder if codec.own else codec.rescaled(header.latent_scale, header.latent_shift).decoder
-    space = Codec(codec.encoder, decoder, codec.own).latent_space
-    digest = fingerprint({"data": data.digest, "autoencoder": space})
-    return LatentData(array, digest, f"{data.about}, as latents", getattr(data, "labels", None), decoder, space)
+    space = latent_space(decoder)
+    digest = fingerprint({"data": data.digest, "autoencoder": given, "latent_space": space})
+    return LatentData(array, digest, f"{data.about}, as latents", data.labels, decoder, space)
 
 
 def _cached(path: Path, data_digest: str, autoencoder: str) -> tuple[LatentsHeader, NDArray[np.float16]] | None:
@@ -108,10 +113,22 @@ def _cached(path: Path, data_digest: str, autoencoder: str) -> tuple[LatentsHead
         header, tensors = read_tensors(LatentsHeader, path)
     except EdgeSDError:  # by another version, or damaged: it can be made again
         return None
-    latents = tensors.get("latents")
-    if (header.data_digest, header.autoencoder) != (data_digest, autoencoder) or latents is None or latents.ndim != 5:
+    if (header.data_digest, header.autoencoder) != (data_digest, autoencoder) or header.digest != tensors_digest(tensors):
         return None
-    return header, latents
+    return header, tensors["latents"]
+
+
+def _refuse_odd(latents: NDArray[np.float32], codec: Codec, size: int) -> None:
+    """Refuse latents that are no numbers a float16 holds, or that another size of image would come back from."""
+    if not np.isfinite(latents).all() or np.abs(latents).max() > np.finfo(np.float16).max:
+        raise EdgeSDError("the autoencoder's latents are not finite", f"is it made for images of {size}×{size}?")
+    channels, height, width = latents.shape[2:]
+    *_, back = image_shape(codec.decoder, (channels, height, width))
+    if back != size:
+        raise UsageError(
+            f"of images of {size} px come latents of {height}×{width}, and of these images of {back} px",
+            f"images of {back} px, or of another multiple of {back // height}",
+        )
 
 
 def _encode(data: ImageData, codec: Codec, observe: Callable[[int, int], None]) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -26,12 +26,18 @@ def read_samples(values: Mapping[str, object], model: "ModelConfig", autoencoder
     from edge_sd.autoencoder import open_autoencoder
     from edge_sd.cli._console import progress, say
     from edge_sd.decoder import image_shape
+    from edge_sd.errors import UsageError
     from edge_sd.latents import encode_data
 
     codec = open_autoencoder(autoencoder)
+    if codec.decoder.latent_channels != model.in_channels:
+        raise UsageError(
+            f"the autoencoder's latents have {codec.decoder.latent_channels} channels, the model takes {model.in_channels}",
+            "a preset of as many channels: edge-sd list presets",
+        )
     images = option.read_data(values, image_shape(codec.decoder, model.sample_shape)[-1])
     with progress("encoding images") as update:
-        latents = encode_data(images, codec, observe=lambda done, total: update(done, total, ""))
+        latents = encode_data(images, codec, cast("Path | None", values["cache"]), lambda done, total: update(done, total, ""))
     header = latents.decoder.header
     if not codec.own:
         say(f"latents: scale {header.latent_scale:.4f} and shift {header.latent_shift:.4f}, measured on these images")

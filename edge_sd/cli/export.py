@@ -55,7 +55,7 @@ def export(
     from edge_sd.decoder import load_decoder
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
-    from edge_sd.foreign import open_model, refuse_other_latents
+    from edge_sd.foreign import Foreign, open_model, refuse_missing_decoder, refuse_other_latents
     from edge_sd.validation import validated
 
     out = output or Path(f"{checkpoint.resolve().name}{SUFFIX}" if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX))
@@ -75,6 +75,7 @@ def export(
     find_targets(request.targets)
     model = open_model(checkpoint)
     decoding = load_decoder(decoder) if decoder is not None else model.decoder
+    refuse_missing_decoder(Foreign(model.checkpoint, decoding), checkpoint)
     if decoding is not None:
         refuse_other_latents(model.checkpoint, decoding)
     if dry_run:

@@ -79,16 +79,12 @@ def _from_checkpoint(
     import torch
 
     from edge_sd.diffusion import compile_plan
-    from edge_sd.errors import EdgeSDError
-    from edge_sd.foreign import open_model
+    from edge_sd.foreign import open_model, refuse_missing_decoder
     from edge_sd.sampling import sample_model
 
     model = open_model(path)
+    refuse_missing_decoder(model, path)
     header = model.checkpoint.header
-    if model.decoder is None and "autoencoder" in header.provenance.parents:
-        raise EdgeSDError(
-            f"{path} denoises latents, and decoder.safetensors is not beside it", "put it there; training left one in its folder"
-        )
     choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
     plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
     if threads is not None:

@@ -92,6 +92,18 @@ def open_model(path: Path) -> Foreign:
     return Foreign(checkpoint, decoder)
 
 
+def refuse_missing_decoder(model: Foreign, path: Path) -> None:
+    """Refuse a denoiser of latents that nothing here decodes.
+
+    Raises:
+        EdgeSDError: `open_model` found no decoder beside the checkpoint at `path`.
+    """
+    if model.decoder is None and "autoencoder" in model.checkpoint.header.provenance.parents:
+        raise EdgeSDError(
+            f"{path} denoises latents, and decoder.safetensors is not beside it", "put it there; training left one in its folder"
+        )
+
+
 def refuse_other_latents(checkpoint: Checkpoint, decoder: Decoder) -> None:
     """Refuse a decoder that does not belong to the latents that a denoiser was trained on, where the checkpoint names them.
 

@@ -90,11 +90,12 @@ class LatentDecoder(nn.Module):
         *finer, coarsest = config.widths
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, coarsest, 3, padding=1), nn.ReLU()]
         channels = coarsest
-        for width in (*reversed(finer), 3):
+        for width in reversed(finer):
             layers += [_Block(channels) for _ in range(config.decoder_blocks)]
-            last = width == 3
-            layers += [nn.Conv2d(channels, width * len(SUBBANDS), 3 if last else 1, padding=int(last)), IDWT2(width)]
+            layers += [nn.Conv2d(channels, width * len(SUBBANDS), 1), IDWT2(width)]
             channels = width
+        layers += [_Block(channels) for _ in range(config.decoder_blocks)]
+        layers += [nn.Conv2d(channels, 3 * len(SUBBANDS), 3, padding=1), IDWT2(3)]
         self.layers = nn.Sequential(*layers)
         self.register_buffer("mean", torch.zeros(config.latent_channels))
         self.register_buffer("std", torch.ones(config.latent_channels))

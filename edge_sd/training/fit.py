@@ -84,7 +84,7 @@ def fit_autoencoder(
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> AutoencoderFile:
     """Train an autoencoder; otherwise like `fit`. At the end its latent's mean and deviation are measured on the data."""
-    size = data.pixels.shape[-1]
+    size = data.pixels.shape[-1] - data.crop
     if size % model.factor:
         raise UsageError(
             f"images of {size} px cannot become latents {model.factor} times coarser", f"a multiple of {model.factor}"
@@ -96,7 +96,7 @@ def fit_autoencoder(
 
 
 def _keep_decoder(data: ImageData | LatentData, out: Path) -> None:
-    if isinstance(data, LatentData) and not (out / DECODER).exists():
+    if isinstance(data, LatentData):  # whatever lies there: a kill may have left another run's
         data.decoder.save(out / DECODER)
 
 

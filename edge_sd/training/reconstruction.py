@@ -83,7 +83,7 @@ class AutoencoderLearner(Learner):
     def preview(self, model: nn.Module, samples: Samples, seed: int) -> NDArray[np.uint8]:
         """Images, and below each row what came back."""
         autoencoder = cast(Autoencoder, model)
-        indices = np.arange(min(PREVIEWS // 2, len(samples)))
+        indices = np.arange(PREVIEWS // 2) % len(samples)  # always as many, so that a grid's rows are those
         images = samples.take(indices, np.zeros(len(indices), bool), np.full((len(indices), 2), 0.5))
         device = next(model.parameters()).device
         back = autoencoder.decoder.raw(autoencoder.encoder.raw(torch.from_numpy(images).to(device))).cpu().numpy()
