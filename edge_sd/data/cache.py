@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -84,7 +84,7 @@ class CacheWriter:
 
     def __init__(self, path: Path, file: IO[bytes], temporary: Path, shape: tuple[int, ...]) -> None:
         self.path, self.file, self.temporary, self.shape, self.count = path, file, temporary, shape, 0
-        file.write(bytes(8 + _HEADER))
+        file.seek(8 + _HEADER)
 
     def add(self, pixels: NDArray[np.uint8]) -> None:
         """Append (3, H, W)."""
@@ -117,10 +117,12 @@ def cache_writer(path: Path, shape: tuple[int, ...]) -> Iterator[CacheWriter]:
     """A writer to `path`; what it wrote vanishes where the block ends without `finish`."""
     with explained_cache(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    file = os.fdopen(handle, "wb")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield CacheWriter(path, file, Path(name), shape)
+        yield CacheWriter(path, file, Path(name), shape)
     finally:
+        with suppress(OSError):  # on a full disk it fails once more; what was finished is on the disk already
+            file.close()
         Path(name).unlink(missing_ok=True)
 
 

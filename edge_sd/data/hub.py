@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from edge_sd.data.columns import Decode, find_columns, items_of
@@ -63,7 +64,7 @@ def open_hub(config: DataConfig) -> HubData:
         UnreachableError: the hub does not answer.
     """
     name, _, subset = config.source.removeprefix(HUB).partition(":")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UsageError(f"{config.source!r} names no data set of the hub", "hub:OWNER/NAME, for instance hub:ylecun/mnist")
     datasets = silent_datasets()
     # "hf://" keeps a local folder of that name from being taken for it.
@@ -96,13 +97,14 @@ def hub(config: DataConfig, data: HubData, decode: Decode) -> Source:
             features = dataset._resolve_features().features
     columns = find_columns(features, config, data.name)
     known = (data.builder.info.splits or {}).get(split)
+    total = known.num_examples if known else None
 
     def items() -> Iterator[Item | Skipped]:
-        rows = iter(dataset.select_columns(columns.all))
+        rows = islice(dataset.select_columns(columns.all), total)  # no more than its card promises: room is made for them
         with _explained(data.name):
             yield from items_of(rows, columns, decode, lambda index, row: f"{data.name} row {index}", _fetch)
 
-    return Source(f"images of {data.name}, {split}", items, known.num_examples if known else None, columns.classes)
+    return Source(f"images of {data.name}, {split}", items, total, columns.classes)
 
 
 def _fetch(address: str) -> bytes:

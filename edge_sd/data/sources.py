@@ -211,7 +211,7 @@ def _read(
                 store.add(pixels)
                 labels.append(outcome.label)
             observe(store.count + len(skipped), total or 0)
-            if store.count == total:
+            if store.count == config.limit:
                 break
     refuse_too_many(skipped, store.count, store.count + len(skipped), config)
     if not store.count:

@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from edge_sd.data import DataConfig, dead_leaves, open_data
+from edge_sd.data import DataConfig, dead_leaves, open_data, source_key
 from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.files import fingerprint
 
 SIZE = 8
 
@@ -43,7 +47,13 @@ def test_dead_leaves_are_the_sequence_of_their_seed() -> None:
     assert data.about == "3 dead leaves, seed 5, smallest radius 2 px"
 
 
-@pytest.mark.parametrize("changes", [{"count": 0}, {"seed": -1}, {"min_radius": 0}, {"size": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 0}, {"seed": -1}, {"min_radius": 0}, {"size": 3}, {"limit": 0}, {"max_broken": -1}, {"crop": -1},
+        {"labels": True}, {"split": "train"}, {"label_column": "x"}, {"image_column": "x"},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_be_meant(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(changes))):
         DataConfig(**changes)
@@ -177,6 +187,36 @@ def test_an_image_of_the_right_size_is_not_touched_by_resize(tmp_path: Path) -> 
     np.testing.assert_array_equal(read(tmp_path, resize=True)[0], np.asarray(picture()))
 
 
+def test_an_image_too_small_to_be_scaled_is_broken(tmp_path: Path) -> None:
+    """Of one pixel nothing can be learnt; without --resize it is an image of another size."""
+    picture().save(tmp_path / "a.png")
+    picture(width=1, height=1).save(tmp_path / "b.png")
+    picture(width=SIZE, height=1).save(tmp_path / "c.png")
+    picture(width=2, height=SIZE).save(tmp_path / "d.png")
+    data = open_data(DataConfig(source=str(tmp_path), resize=True, max_broken=2), SIZE)
+    assert [str(skip).rpartition("/")[2] for skip in data.skipped] == [
+        "b.png is 1×1, too small to be scaled to 8",
+        "c.png is 8×1, too small to be scaled to 8",
+    ]
+    assert len(data) == 2
+    (tmp_path / "c.png").unlink()
+    with pytest.raises(EdgeSDError, match=r"b\.png is 1×1, and the model takes 8×8"):
+        open_data(DataConfig(source=str(tmp_path), max_broken=2), SIZE)
+
+
+def test_with_a_crop_images_are_read_larger(tmp_path: Path) -> None:
+    picture(width=SIZE + 4, height=SIZE + 4).save(tmp_path / "a.png")
+    data = open_data(DataConfig(source=str(tmp_path), crop=4), SIZE)
+    assert (data.pixels.shape, data.crop) == ((1, 3, 12, 12), 4)
+    np.testing.assert_array_equal(data.centre, data.pixels[:, :, 2:10, 2:10])
+    assert np.shares_memory(data.centre, data.pixels)
+    assert open_data(DataConfig(count=1, crop=3), SIZE).centre.shape == (1, 3, SIZE, SIZE)
+    picture().save(tmp_path / "a.png")
+    with pytest.raises(EdgeSDError, match="is 8×8, and the model takes 8×8, read at 12×12 for a crop of 4"):
+        open_data(DataConfig(source=str(tmp_path), crop=4), SIZE)
+    assert open_data(DataConfig(source=str(tmp_path), crop=4, resize=True), SIZE).pixels.shape == (1, 3, 12, 12)
+
+
 # Damage
 
 
@@ -228,3 +268,60 @@ def test_any_damage_gives_pixels_or_an_error_of_ours(kind: str, data: st.DataObj
     except EdgeSDError as error:
         outcome = error.message
     assert outcome == (1, SIZE, SIZE, 3) or "a.png is not a readable image" in outcome
+
+
+# Keys
+
+
+def test_a_key_stands_for_the_images(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture().save(tmp_path / f"{name}.png")
+    config = DataConfig(source=str(tmp_path))
+    key = source_key(config)
+    assert key == source_key(DataConfig(source=str(tmp_path), max_broken=3, cache=tmp_path / "cache", count=5))
+    others = [{"resize": True}, {"crop": 2}, {"limit": 1}, {"labels": True}]
+    keys = {key, *(source_key(DataConfig(source=str(tmp_path), **changes)) for changes in others)}
+    picture(1).save(tmp_path / "b.png")
+    keys.add(source_key(config))
+    (tmp_path / "b.png").unlink()
+    assert len({*keys, source_key(config)}) == 7
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(UsageError, match="nowhere is not"):
+        source_key(DataConfig(source=str(tmp_path / "nowhere")))
+
+
+def test_keys_of_runs_from_before_there_were_other_settings_hold(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.png")
+    stat = (tmp_path / "a.png").stat()
+    assert source_key(DataConfig(source=str(tmp_path))) == fingerprint(
+        {str(tmp_path / "a.png"): (stat.st_size, stat.st_mtime_ns)}
+    )
+    old = {"source": "dead-leaves", "resize": False, "count": 9, "seed": 3, "min_radius": 1.0}
+    assert source_key(DataConfig(count=9, seed=3)) == fingerprint(old)
+    assert source_key(DataConfig(count=9, seed=3, limit=5)) != fingerprint(old)
+
+
+def test_local_files_are_read_without_a_network_and_leave_nothing_at_home(
+    write_parquet: Any, write_tar: Any, pictures: Any, tmp_path: Path
+) -> None:
+    """In a process of its own: where the libraries keep things is settled when they are imported."""
+    write_parquet(tmp_path / "a.parquet", pictures(2))
+    write_tar(tmp_path / "a.tar", [{"png": image} for image in pictures(2)])
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+    code = (
+        "import socket, sys\n"
+        "def refuse(*arguments, **options):\n"
+        "    print(f'a connection: {arguments}')  # an error alone might be caught\n"
+        "    raise OSError\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from edge_sd.data import DataConfig, open_data\n"
+        "for name in sys.argv[1:]: assert len(open_data(DataConfig(source=name), 8)) == 2\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_", "EDGE_SD"))}
+    environment = {**kept, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    sources = [str(tmp_path / "a.parquet"), str(tmp_path / "a.tar")]
+    done = subprocess.run([sys.executable, "-c", code, *sources], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list((tmp_path / "home").rglob("*"))
+    assert not list((tmp_path / "tmp").rglob("*"))
