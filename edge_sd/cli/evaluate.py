@@ -8,9 +8,6 @@ import typer
 from edge_sd.cli import _options as option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from edge_sd.data import ImageData
     from edge_sd.evaluation.draw import Drawer, PlanChoice
     from edge_sd.evaluation.features import Features
     from edge_sd.evaluation.record import Evaluation
@@ -19,8 +16,11 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Checkpoint, bundle NAME.edgesd, folder of images, or a file of --save-samples.")],
     source: option.Source = "dead-leaves",
-    split: Annotated[str | None, typer.Option("--split", help="Split of the data.")] = None,
+    split: option.Split = None,
     resize: option.Resize = False,
+    image_column: option.ImageColumn = None,
+    max_broken: option.MaxBroken = None,
+    cache: option.Cache = None,
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
     size: Annotated[
@@ -89,7 +89,8 @@ def evaluate(
     origin, side = drawer.origin, drawer.size
 
     seconds, started = {}, time.monotonic()
-    real_pixels, real = choose(_read_data(values, side), n, split=split or "all", seed=seed)
+    split_name = split or ("train" if source.startswith("hub:") else "all")
+    real_pixels, real = choose(option.read_data(values, side), n, split=split_name, seed=seed)
     with progress("features of real images") as update:
 
         def observe(done: int, total: int) -> None:
@@ -167,7 +168,8 @@ def _drawer(
             )
         if kind == "samples":
             return GivenSamples(*load_samples(model))
-        data = _read_data({"source": str(model), "resize": resize}, size or _side(model))
+        given = {"source": str(model), "resize": resize, "count": 1, "min_radius": 1.0}
+        data = option.read_data(given, size or _side(model))
         pixels, _ = choose(data, n, seed=seed)
         return GivenSamples(pixels, Origin(kind="folder", name=model.name, digest=data.digest))
     if size is not None:
@@ -215,16 +217,6 @@ def _side(folder: Path) -> int:
             except (UnidentifiedImageError, OSError, ValueError):
                 continue
     raise UsageError(f"{folder} holds neither images nor a model", "give a checkpoint, a bundle, or a folder of images")
-
-
-def _read_data(values: "Mapping[str, object]", size: int) -> "ImageData":
-    from edge_sd.cli._console import progress
-    from edge_sd.data import DataConfig, open_data
-
-    names = ("source", "resize", "split", "count", "min_radius")
-    config = option.pick(DataConfig, {name: values[name] for name in names if name in values}, "data")
-    with progress("reading images") as update:
-        return open_data(config, size, lambda done, total: update(done, total, ""))
 
 
 # What is printed

@@ -81,7 +81,7 @@ class Gaussian:
         values = check_features(features)
         mean = values.mean(0)
         centred = (values - mean) / np.sqrt(len(values) - 1)
-        return cls(mean, np.linalg.qr(centred, mode="r") if centred.shape[0] > centred.shape[1] else centred)
+        return cls(mean, np.asarray(np.linalg.qr(centred, mode="r")) if len(centred) > len(mean) else centred)
 
     @classmethod
     def from_covariance(cls, mean: NDArray[np.floating], covariance: NDArray[np.floating]) -> "Gaussian":
@@ -146,7 +146,7 @@ def kernel_distance(
             f"give more images, or --kid-subset-size {least} or less (the usual 1000 is what others report)",
         )
     rng = np.random.default_rng(seed)
-    groups = min(_GROUPS, least // 2)  # each leaves at least two behind
+    groups = min(_GROUPS, least) if least > 2 else 0  # two at least are left behind
     chosen = [
         np.concatenate([_subsets(len(values), subsets, subset_size, rng), _without_a_group(len(values), groups)], axis=1)
         for values in (x, y)
@@ -160,7 +160,7 @@ def kernel_distance(
     mmd = within[0] + within[1] - 2 * across
     drawn, left_out = mmd[:subsets], mmd[subsets:]
     error = None
-    if groups > 1:
+    if groups:
         error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
     return Estimate(float(drawn.mean()), error, float(drawn.std()))
 
@@ -180,7 +180,8 @@ def _subsets(count: int, subsets: int, size: int, rng: np.random.Generator) -> F
 
 def _without_a_group(count: int, groups: int) -> Float64:
     """Weights (count, groups): 0 where an image is in a group, image i in group i mod groups."""
-    return (np.arange(count)[:, None] % groups != np.arange(groups)).astype(np.float64)
+    kept: Float64 = (np.arange(count)[:, None] % max(groups, 1) != np.arange(groups)).astype(np.float64)
+    return kept
 
 
 def _weighted(x: Float64, y: Float64, left: Float64, right: Float64) -> Float64:

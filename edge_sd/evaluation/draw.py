@@ -27,6 +27,7 @@ from edge_sd.validation import Record
 if TYPE_CHECKING:
     from edge_sd.checkpoint import CheckpointHeader
     from edge_sd.diffusion.plan import Plan
+    from edge_sd.foreign import Foreign
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[range], Pixels]
@@ -160,17 +161,14 @@ class CheckpointDrawer(Drawer):
     @property
     def size(self) -> int:
         from edge_sd.decoder import image_shape
-        from edge_sd.foreign import open_model
 
-        model = open_model(self.path)
+        model = self._model()
         shape = model.checkpoint.header.model.sample_shape
         return (shape if model.decoder is None else image_shape(model.decoder, shape))[-1]
 
     @property
     def origin(self) -> Origin:
-        from edge_sd.foreign import open_model
-
-        header = open_model(self.path).checkpoint.header
+        header = self._model().checkpoint.header
         plan = self._compile(header)
         labels = labels_of(header.model, self.label)[1]
         return origin_of("checkpoint", self.path, header.digest, "torch", plan, self.seed, labels)
@@ -179,13 +177,12 @@ class CheckpointDrawer(Drawer):
         import torch
 
         from edge_sd.diffusion import execute, gaussian_batch
-        from edge_sd.foreign import open_model
         from edge_sd.sampling import plan_features
 
         if threads is not None:
             torch.set_num_threads(threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        found = open_model(self.path)
+        found = self._model()
         plan = self._compile(found.checkpoint.header)
         model = found.checkpoint.build().to(device)
         decoder = None if found.decoder is None else found.decoder.build().to(device)
@@ -206,6 +203,18 @@ class CheckpointDrawer(Drawer):
             return rgb_pixels(samples.float().cpu().numpy())
 
         return draw_block
+
+    def _model(self) -> "Foreign":
+        from edge_sd.foreign import open_model
+
+        model = open_model(self.path)
+        header = model.checkpoint.header
+        if model.decoder is None and ("autoencoder" in header.provenance.parents or header.model.in_channels not in (1, 3)):
+            raise EdgeSDError(
+                f"{self.path} denoises latents of {header.model.in_channels} channels, and no decoder is beside it",
+                "put decoder.safetensors there; figures are of images",
+            )
+        return model
 
     def _compile(self, header: "CheckpointHeader") -> "Plan":
         from edge_sd.diffusion import compile_plan

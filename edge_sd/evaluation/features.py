@@ -77,6 +77,8 @@ def load_features(
         return load_inception(inception_weights)
     if inception_weights is not None:
         raise UsageError(f"--inception-weights do not belong to the features {spec}", "leave them out, or --features inception")
+    if name is not None and name.lower() in ("", "inception", "fid", "kid"):
+        raise UsageError(f"the name {name!r} would make other features' distances look like FID and KID", "give another name")
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
         raise UsageError(f"features {spec!r} name no callable", _SPEC)
@@ -128,7 +130,7 @@ def extract(
                 values = features.compute(block)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             raise EdgeSDError(
-                f"the features {features.name} fail on images {tuple(block.shape)}: {error}",
+                f"the features {features.name} fail on images {tuple(block.shape)}: {_line(error)}",
                 "do they want another size? --feature-size 224",
             ) from error
         if (
@@ -173,7 +175,7 @@ def _find(module_name: str, attribute: str) -> "tuple[Callable[[Tensor], Tensor]
         known = isinstance(error, ModuleNotFoundError) and error.name in (module_name, module_name.partition(".")[0])
         if known:
             raise UsageError(f"there is no module {module_name!r} here or in {here}", _SPEC) from error
-        raise EdgeSDError(f"importing {module_name} fails: {type(error).__name__}: {error}", "mend the module") from error
+        raise EdgeSDError(f"importing {module_name} fails: {_line(error)}", "mend the module") from error
     finally:
         if added:
             sys.path.remove(here)
@@ -188,12 +190,16 @@ def _find(module_name: str, attribute: str) -> "tuple[Callable[[Tensor], Tensor]
         try:
             found = found()
         except Exception as error:  # whatever its construction does
-            raise EdgeSDError(f"{module_name}:{attribute}() fails: {type(error).__name__}: {error}", "mend it") from error
+            raise EdgeSDError(f"{module_name}:{attribute}() fails: {_line(error)}", "mend it") from error
         if not callable(found):
             raise UsageError(f"{module_name}:{attribute}() returns a {type(found).__name__}, which cannot be called", _SPEC)
     _quieten(found)
     file = getattr(module, "__file__", None)
     return found, Path(file) if file else None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _wants_nothing(found: Any) -> bool:

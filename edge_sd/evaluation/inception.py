@@ -69,10 +69,12 @@ def _read(path: Path | None) -> "tuple[dict[str, Tensor], str]":
     try:
         # With weights_only a pickle can hold tensors and nothing that runs.
         read = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except (SafetensorError, OSError) as error:
         raise EdgeSDError(f"{path} holds no weights: {error}", f"fetch it again from {URL}") from error
-    except Exception as error:  # pickle's own errors, whose module is not imported here
-        raise EdgeSDError(f"{path} is not a file of tensors alone: {error}", f"fetch it again from {URL}") from error
+    except Exception as error:  # torch's and pickle's own, whose many lines are about torch
+        raise EdgeSDError(
+            f"{path} is not a file of tensors alone ({type(error).__name__})", f"fetch it again from {URL}"
+        ) from error
     return _tensors(read, path), "Inception" if digest.startswith(_OFFICIAL) else f"Inception[{digest[:8]}]"
 
 
@@ -104,7 +106,8 @@ class _Inception:
         except KeyError as error:
             raise EdgeSDError(f"{path} lacks the tensor {error.args[0]}", f"fetch the weights from {URL}") from error
         except RuntimeError as error:
-            raise EdgeSDError(f"{path} holds weights of another network: {error}", f"fetch them from {URL}") from error
+            said = str(error).partition("\n")[0]
+            raise EdgeSDError(f"{path} holds weights of another network: {said}", f"fetch them from {URL}") from error
         if width != _WIDTH:
             raise EdgeSDError(f"{path} makes {width} features, not {_WIDTH}", f"fetch the weights from {URL}")
 

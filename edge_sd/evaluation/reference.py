@@ -27,7 +27,7 @@ from edge_sd.evaluation.distances import (
     kernel_distance,
 )
 from edge_sd.evaluation.features import Features, extract
-from edge_sd.evaluation.precision_recall import PRECISION_DEFINITION, RECALL_DEFINITION, precision_recall
+from edge_sd.evaluation.manifold import PRECISION_DEFINITION, RECALL_DEFINITION, precision_recall
 from edge_sd.evaluation.record import Evaluation, FeatureIdentity, Figure, Origin, RealImages, Spectra
 from edge_sd.evaluation.spectrum import GAP_DEFINITION, radial_powers, spectrum_gap
 from edge_sd.evaluation.wasserstein import DEFINITION as SWD_DEFINITION

@@ -106,7 +106,7 @@ def band_patches(pixels: NDArray[np.uint8], *, wavelet: str = "haar", levels: in
 
 def _cut(band: Float32, rng: np.random.Generator) -> Float32:
     """(n, C, h, w) → (n, patches, C·3·3)."""
-    windows = np.lib.stride_tricks.sliding_window_view(band, (_PATCH, _PATCH), axis=(2, 3))  # type: ignore[call-overload]
+    windows = np.lib.stride_tricks.sliding_window_view(band, (_PATCH, _PATCH), axis=(2, 3))
     count, _, rows, columns = windows.shape[:4]
     tops, lefts = (rng.integers(0, most, (count, _PATCHES)) for most in (rows, columns))
     chosen = windows[np.arange(count)[:, None], :, tops, lefts]  # (n, patches, C, 3, 3)

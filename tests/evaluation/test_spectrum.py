@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation import radial_spectrum, spectral_slope, spectrum_gap_db
+from edge_sd.evaluation.spectrum import SpectrumGap, radial_powers, spectrum_gap
 
 
 def coloured(size: int, exponent: float, count: int = 64, seed: int = 0) -> np.ndarray:
@@ -67,3 +69,55 @@ def test_the_gap_between_equals_is_nothing_and_of_a_gain_its_decibels() -> None:
     assert spectrum_gap_db(real, real) == 0
     assert spectrum_gap_db(real, 10 * real) == pytest.approx(20)
     assert spectrum_gap_db(real, real / 10) == pytest.approx(20)
+
+
+# The gap by radius
+
+
+def gap_of(real: np.ndarray, generated: np.ndarray) -> SpectrumGap:
+    frequencies, powers = radial_powers(real)
+    return spectrum_gap(frequencies, powers, radial_powers(generated)[1])
+
+
+def test_the_gap_of_a_gain_is_its_decibels_at_every_radius() -> None:
+    real = coloured(32, -2, count=16)
+    gap = gap_of(real, real / 2)
+    np.testing.assert_allclose(gap.gap_db, 20 * np.log10(0.5), atol=1e-9)
+    assert gap.mean.value == pytest.approx(spectrum_gap_db(real, real / 2))
+
+
+def test_a_missing_band_is_missing_at_its_radii_alone() -> None:
+    real = coloured(32, 0, count=64)
+    axis = np.fft.fftfreq(32) * 32
+    radius = np.hypot(axis[:, None], axis[None])
+    blurred = np.fft.ifft2(np.fft.fft2(real) * np.where(radius > 10.5, 0.1, 1)).real
+    gap = gap_of(real, blurred).gap_db
+    assert np.abs(gap[:8]).max() < 0.2  # the window mixes neighbours
+    assert gap[12:].max() < -17  # of 20 dB
+
+
+def test_the_gap_has_the_error_that_its_images_give_it() -> None:
+    """Two draws of one source: neither the gap nor its error is nothing, and both shrink with n."""
+    few, many = (gap_of(coloured(16, -2, count=n, seed=0), coloured(16, -2, count=n, seed=1)).mean for n in (50, 800))
+    assert few.standard_error is not None
+    assert many.standard_error is not None
+    assert few.standard_error == pytest.approx(4 * many.standard_error, rel=0.5)
+    assert many.value < few.value < 10 * few.standard_error
+
+
+def test_images_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = coloured(16, -1, count=20)
+    whole = radial_powers(images)[1]
+    monkeypatch.setattr("edge_sd.evaluation.spectrum._IMAGES", 7)
+    np.testing.assert_allclose(radial_powers(images)[1], whole, rtol=1e-12)
+
+
+def test_images_of_one_colour_have_no_power_and_a_finite_gap() -> None:
+    grey = np.zeros((4, 3, 16, 16))
+    assert gap_of(grey, grey).mean.value == 0
+    assert np.isfinite(gap_of(coloured(16, -2, count=4), grey[:, :1]).gap_db).all()
+
+
+def test_spectra_of_other_sizes_are_not_compared() -> None:
+    with pytest.raises(EdgeSDError, match="8 and 16 radii"):
+        gap_of(coloured(16, 0, count=2), coloured(32, 0, count=2))
