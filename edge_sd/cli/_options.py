@@ -82,16 +82,25 @@ def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model
 
 def read_data(values: Mapping[str, object], size: int) -> "ImageData":
     """Open the data source that a verb's arguments name, behind a progress bar; say what had to be left out."""
+    import os
+
     from edge_sd.cli._console import progress, say
     from edge_sd.data import DataConfig, open_data
 
+    # What torchrun and accelerate tell the processes that they start: of a machine's one decodes, and one speaks.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
+    speaks = os.environ.get("RANK", "0") == "0"
     # Not its seed: a verb's own is of the training.
     config = pick(DataConfig, {name: value for name, value in values.items() if name != "seed"}, "data")
     with progress("reading images") as update:
-        data = open_data(config, size, lambda done, total: update(done, total or done + 1, "" if total else "of unknown many"))
-    for skip in data.skipped[:_NAMED]:
+
+        def observe(done: int, total: int) -> None:
+            update(done, total or done + 1, "" if total else "of unknown many")
+
+        data = open_data(config, size, observe, processes=processes)
+    for skip in data.skipped[:_NAMED] if speaks else ():
         say(f"left out: {skip}")
-    if data.skipped:
+    if data.skipped and speaks:
         more = f", the first {_NAMED} named above" if len(data.skipped) > _NAMED else ""
         say(f"left out {len(data.skipped)} of {len(data) + len(data.skipped)} images{more}")
     return data

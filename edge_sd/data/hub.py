@@ -87,15 +87,15 @@ def hub(config: DataConfig, data: HubData, decode: Decode) -> Source:
     split = config.split or "train"
     with quiet(), _explained(data.name):
         try:
-            dataset = data.builder.as_streaming_dataset(split=split).decode(False)
+            dataset = data.builder.as_streaming_dataset(split=split)
         except ValueError as error:
             raise UsageError(
                 f"hub data set {data.name} has no split {split!r}: {one_line(error)}", "--split names one of them"
             ) from error
-        features = dataset.features
-        if features is None:  # only its rows can tell
-            features = dataset._resolve_features().features
-    columns = find_columns(features, config, data.name)
+        if dataset.features is None:  # of text files only the first rows tell
+            dataset = dataset._resolve_features()
+        dataset = dataset.decode(False)
+    columns = find_columns(dataset.features, config, data.name)
     known = (data.builder.info.splits or {}).get(split)
     total = known.num_examples if known else None
 

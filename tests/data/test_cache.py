@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from edge_sd.cli._options import read_data
 from edge_sd.data import DataConfig, ImageData, open_data
 from edge_sd.errors import EdgeSDError
 
@@ -151,6 +152,21 @@ def test_of_several_processes_one_decodes(pictures: Any, write_folder: Any, tmp_
     digests = {process.communicate()[0] for process in processes}
     assert digests == {open_data(DataConfig(source=str(folder)), SIZE).digest + "\n"}
     assert (tmp_path / "log").stat().st_size == 30
+
+
+def test_the_command_knows_how_many_processes_there_are_and_one_speaks(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"source": str(folder), "max_broken": 1, "seed": 7}
+    monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "cache"))
+    alone = read_data(values, SIZE)
+    assert not (tmp_path / "cache").exists()
+    assert "left out 1 of 7 images" in capsys.readouterr().err
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert_same(read_data(values, SIZE), alone)
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_a_killed_process_leaves_no_half_file_and_the_next_one_starts_anew(

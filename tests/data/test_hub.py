@@ -12,7 +12,7 @@ import pytest
 from edge_sd.data import DataConfig, ImageData, open_data, source_key
 from edge_sd.data.decode import BrokenImageError
 from edge_sd.data.hub import UnreachableError, _fetch
-from edge_sd.errors import UsageError
+from edge_sd.errors import EdgeSDError, UsageError
 
 SIZE = 8
 HUB = "hub:somebody/pictures"
@@ -33,7 +33,8 @@ def on_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Non
             if name not in (None, "small"):
                 raise ValueError(f"BuilderConfig '{name}' not found. Available: ['small']")
             data_files = {split: [str(file)] for split, file in files.items()}
-            builder = opened("parquet", data_files=data_files, cache_dir=options["cache_dir"])
+            kind = {".parquet": "parquet", ".json": "json", ".png": "imagefolder"}[next(iter(files.values())).suffix]
+            builder = opened(kind, data_files=data_files, cache_dir=options["cache_dir"])
             builder.hash = revision
             return builder
 
@@ -99,6 +100,29 @@ def test_what_is_no_name_of_a_data_set(name: str) -> None:
 def test_a_row_can_name_files_of_the_hub_alone(address: str) -> None:
     with pytest.raises(BrokenImageError, match="holds the path"):
         _fetch(address)
+
+
+def test_images_that_are_files_of_their_own_are_fetched_from_the_hub_alone(
+    on_hub: Any, pictures: Any, write_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a repository of images `datasets` hands over addresses; those of a test are of this machine, and refused."""
+    folder = write_folder(tmp_path / "f", pictures(1))
+    on_hub(train=folder / "0000.png")
+    with pytest.raises(EdgeSDError, match=r"row 0 holds the path .* and no image"):
+        read()
+    import fsspec
+
+    monkeypatch.setattr(fsspec, "open", lambda address, mode: (folder / address.rpartition("/")[2]).open(mode))
+    assert _fetch("hf://datasets/somebody/pictures@main/0000.png") == pictures(1)[0]
+    with pytest.raises(BrokenImageError, match=r"is not at hf://.*/0001\.png"):
+        _fetch("hf://datasets/somebody/pictures@main/0001.png")
+
+
+def test_a_data_set_of_texts_has_no_images(on_hub: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"question": "?", "answer": 42}\n')
+    on_hub(train=tmp_path / "a.json")
+    with pytest.raises(UsageError, match="somebody/pictures has no column of images; its columns are question, answer"):
+        read()
 
 
 def test_offline_the_command_says_so_and_nothing_else(tmp_path: Path) -> None:
