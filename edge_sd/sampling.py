@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_sd.decoder import Decoder
 from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Plan
@@ -64,3 +65,10 @@ def sample_model(
         with torch.no_grad():
             samples.append(execute(plan, program, noise(-1), noise).cpu().numpy())
     return np.concatenate(samples)
+
+
+def decode(decoder: Decoder, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Latents (n, C, h, w) → images (n, 3, H, W), about −1 … 1, one at a time: an image is much larger than its latent."""
+    module = decoder.build()
+    with torch.inference_mode():
+        return np.concatenate([module(torch.from_numpy(latent[None])).numpy() for latent in latents])

@@ -15,18 +15,30 @@ def run(
 ) -> None:
     """Train, distil, export, sample, prove and time, and write a report. Stages that are done are skipped; a cut one goes on.
 
+    A file with `kind: ablation` trains and measures each part of the method, over seeds, instead.
+
     Example: edge-sd run demo -o out/demo
     """
     from edge_sd.cli._console import say
     from edge_sd.files import read_model
+    from edge_sd.pipeline.ablation import Ablation, AblationConfig
     from edge_sd.pipeline.config import load_config
     from edge_sd.pipeline.run import Run
+    from edge_sd.report.ablation import MARKDOWN, ablation_table, headline
     from edge_sd.report.data import RunReport
     from edge_sd.report.render import HTML, JSON, summary
 
     loaded = load_config(config)
     out = output or Path("out") / loaded.name
     show = _StageBars()
+    if isinstance(loaded, AblationConfig):
+        try:
+            report = Ablation(loaded, out, overwrite=overwrite, observe=show.stage, update=show.update).walk()
+        finally:
+            show.close()
+        print(ablation_table(report, headline(report)))
+        say(f"report: {out / MARKDOWN}, ablation.png, frequency.png")
+        return
     try:
         Run(loaded, out, overwrite=overwrite, observe=show.stage, update=show.update).walk()
     finally:

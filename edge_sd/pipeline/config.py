@@ -1,7 +1,7 @@
 """The configuration of a whole run, as it stands in a YAML file."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import Field, model_validator
@@ -11,8 +11,12 @@ from edge_sd.data import DataConfig
 from edge_sd.errors import UsageError
 from edge_sd.export import TargetOptions
 from edge_sd.models import PRESETS, ModelConfig
+from edge_sd.models.autoencoder import AutoencoderConfig
 from edge_sd.training.config import DistillConfig, TrainConfig
 from edge_sd.validation import Record, validated
+
+if TYPE_CHECKING:
+    from edge_sd.pipeline.ablation import AblationConfig
 
 BUILT_IN = {"demo": Path(__file__).with_name("demo.yaml")}
 
@@ -57,6 +61,26 @@ class TeacherSection(Record):
     def section(self) -> ModelSection:
         """What is to be trained, where there is no checkpoint."""
         return ModelSection.model_validate(self.model_dump(exclude={"checkpoint"}))
+
+
+class AutoencoderSection(Record):
+    """An autoencoder to train, or one that exists: the models then denoise its latents."""
+
+    checkpoint: Path | None = None
+    model: dict[str, Any] = Field(default_factory=dict)
+    train: TrainConfig = TrainConfig(batch_size=16, learning_rate=2e-3, warmup=100, ema_decay=0.999, weight_decay=0.0)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.checkpoint is not None and self.model:
+            raise ValueError("give the autoencoder either as a checkpoint or as a model to train")
+        _ = self.config
+        return self
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """What is to be trained, where there is no checkpoint."""
+        return AutoencoderConfig.model_validate(self.model)
 
 
 class StudentSection(ModelSection):
@@ -104,6 +128,7 @@ class RunConfig(Record):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataConfig = DataConfig()
+    autoencoder: AutoencoderSection | None = None
     teacher: TeacherSection
     student: StudentSection
     sample: SampleSection = SampleSection()
@@ -112,8 +137,8 @@ class RunConfig(Record):
     bench: BenchSection = BenchSection()
 
 
-def load_config(path: str | Path) -> RunConfig:
-    """Read a YAML file, or a built-in configuration by its name.
+def load_config(path: str | Path) -> "RunConfig | AblationConfig":
+    """Read a YAML file, or a built-in configuration by its name; one with `kind: ablation` is an ablation.
 
     Raises:
         UsageError: it does not exist or does not fit the schema; the first fault is named.
@@ -129,4 +154,8 @@ def load_config(path: str | Path) -> RunConfig:
         raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}", "the README shows a configuration") from error
     if not isinstance(values, dict):
         raise UsageError(f"{file} holds no settings", "the README shows a configuration")
+    if values.get("kind") == "ablation":
+        from edge_sd.pipeline.ablation import AblationConfig  # here: it is built from the sections of this module
+
+        return validated(AblationConfig, values, str(file))
     return validated(RunConfig, values, str(file))

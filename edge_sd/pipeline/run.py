@@ -1,7 +1,6 @@
 """`edge-sd run`: teacher, student, bundle, samples, parity, latency and report, each once."""
 
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,26 @@ import yaml
 
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
-from edge_sd.data import ImageData, grid, open_data, rgb, save_png
-from edge_sd.data.sources import image_paths
+from edge_sd.data import grid, rgb, save_png
 from edge_sd.devices import BenchResult, Job, find_device
-from edge_sd.diffusion import SCHEDULES, compile_plan, solvers
+from edge_sd.diffusion import compile_plan, solvers
 from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import ParityError, UsageError
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_model, write_tensors, write_text
-from edge_sd.foreign import open_model
-from edge_sd.models import PRESETS
 from edge_sd.pipeline.config import RunConfig
+from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of
 from edge_sd.report.assemble import SampleHeader, assemble
 from edge_sd.report.render import write_report
 from edge_sd.runtimes import find_runtime, runtimes, sample_bundle
 from edge_sd.runtimes.parity import ParityResult, check_parity
-from edge_sd.sampling import sample_model
-from edge_sd.training import Progress, distill, fit
+from edge_sd.sampling import decode, sample_model
+from edge_sd.training import distill
 from edge_sd.training.loop import CHECKPOINT, METRICS
 
 CONFIG = "run.yaml"
-# (stage, done, total, note): where a long stage has come to.
-Update = Callable[[str, int, int, str], None]
 
 
 class Run:
@@ -55,7 +50,11 @@ class Run:
     ) -> None:
         self.config, self.out, self.overwrite, self.update = config, out, overwrite, update
         self.stages = Stages(out, observe)
-        self.teacher_path = config.teacher.checkpoint or out / "teacher" / CHECKPOINT
+        self.learning = Learning(
+            config.data, config.autoencoder, config.teacher, config.student.config, out, self.stages,
+            overwrite=overwrite, update=update,
+        )  # fmt: skip
+        self.teacher_path = self.learning.teacher_path
         self.student_path = out / "student" / CHECKPOINT
         self.bundle_path = out / f"{config.name}.edgesd"
 
@@ -103,73 +102,29 @@ class Run:
         if solver is None:
             raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
         timesteps(config.sample.spacing or solver.default_spacing, 1000, config.sample.steps, includes_end=solver.includes_end)
-        if config.teacher.preset is not None:
-            shape = config.teacher.section.config.sample_shape
-        else:
-            shape = open_model(self.teacher_path).checkpoint.header.model.sample_shape
-        if shape != config.student.config.sample_shape:
-            raise UsageError(
-                f"the teacher denoises {shape}, the student {config.student.config.sample_shape}", "give both one image_size"
-            )
-
-    @cached_property
-    def _data(self) -> ImageData:
-        return open_data(
-            self.config.data, self.config.student.config.image_size, lambda done, total: self.update("images", done, total, "")
-        )
-
-    def _data_key(self) -> dict[str, str]:
-        """Stands for the images without decoding them."""
-        data = self.config.data
-        if data.kind == "folder":
-            files = {
-                str(path): (stat.st_size, stat.st_mtime_ns) for path in image_paths(Path(data.source)) for stat in (path.stat(),)
-            }
-            return {"data": fingerprint(files)}
-        return {"data": fingerprint(data.model_dump())}
+        self.learning.check()
 
     # The stages
 
     def _train(self) -> None:
-        config = self.config
-        if config.teacher.preset is not None:
-            section, preset = config.teacher.section, PRESETS[config.teacher.preset]
-            self.stages.run(
-                "teacher",
-                section.model_dump(mode="json"),
-                self._data_key(),
-                [self.teacher_path],
-                lambda: fit(
-                    section.config,
-                    SCHEDULES[preset.schedule],
-                    preset.prediction,
-                    self._data,
-                    section.train,
-                    self.teacher_path.parent,
-                    overwrite=self.overwrite,
-                    observe=lambda p: self._trained("teacher", p),
-                ),
-            )
-        student = config.student
+        self.learning.walk()
+        student = self.config.student
         self.stages.run(
             "student",
             student.model_dump(mode="json"),
-            {**self._data_key(), "teacher": hash_of(self.teacher_path)},
+            {**self.learning.key(), "teacher": hash_of(self.teacher_path)},
             [self.student_path],
             lambda: distill(
                 student.config,
-                open_model(self.teacher_path).checkpoint,
-                self._data,
+                self.learning.open_teacher().checkpoint,
+                self.learning.samples,
                 student.train,
                 student.distill,
                 self.student_path.parent,
                 overwrite=self.overwrite,
-                observe=lambda p: self._trained("student", p),
+                observe=lambda p: self.learning.trained("student", p),
             ),
         )
-
-    def _trained(self, stage: str, progress: Progress) -> None:
-        self.update(stage, progress.step, progress.steps, str(progress))
 
     def _export(self) -> None:
         sample, export = self.config.sample, self.config.export
@@ -183,6 +138,7 @@ class Run:
                 load_checkpoint(self.student_path),
                 self.bundle_path,
                 request,
+                decoder=self.learning.decoder(),
                 overwrite=True,
                 observe=lambda what: self.update("export", 0, 1, what),
             )
@@ -213,7 +169,7 @@ class Run:
         ]
         settings = {
             "sample": self.config.sample.model_dump(mode="json"),
-            "data": self._data_key(),
+            "data": self.learning.key(),
             "runtimes": list(self.config.parity.runtimes),
         }
         self.stages.run("samples", settings, inputs, outputs, self._draw_samples)
@@ -222,12 +178,13 @@ class Run:
         choice, bundle = self.config.sample, open_bundle(self.bundle_path)
         runtime = next((name for name in self.config.parity.runtimes if name != "torch"), "torch")
         student = load_checkpoint(self.student_path)
+        decoder = find_runtime(runtime).load(bundle, program="decoder") if self.config.autoencoder is not None else None
         drawn = {
-            "real": self._data.pixels[: choice.count].astype(np.float32) / 127.5 - 1,
-            "teacher": self._from_torch(open_model(self.teacher_path).checkpoint, "teacher's samples"),
+            "real": self.learning.images.centre[: choice.count].astype(np.float32) / 127.5 - 1,
+            "teacher": self._from_torch(self.learning.open_teacher().checkpoint, "teacher's samples"),
             "student": self._from_torch(student, "student's samples"),
             "exported": sample_bundle(
-                find_runtime(runtime).load(bundle), bundle.plan, seed=choice.seed, count=choice.count,
+                find_runtime(runtime).load(bundle), bundle.plan, seed=choice.seed, count=choice.count, decoder=decoder,
                 observe=lambda done, total: self.update("exported student's samples", done, total, runtime),
             ),
         }  # fmt: skip
@@ -245,9 +202,11 @@ class Run:
         plan = compile_plan(
             header.noise_schedule, choice.steps, solver=choice.solver, prediction=header.prediction, spacing=choice.spacing
         )
-        return sample_model(
+        samples = sample_model(
             checkpoint.build(), plan, seed=choice.seed, count=choice.count, observe=lambda d, t: self.update(label, d, t, "")
         )
+        decoder = self.learning.decoder()
+        return samples if decoder is None else decode(decoder, samples)
 
     def _parity(self) -> list[ParityResult]:
         section, inputs = self.config.parity, {"bundle": hash_of(self.bundle_path)}

@@ -44,17 +44,31 @@ class Stages:
             inputs: the hash of everything it reads.
             outputs: files or bundles that `action` writes.
         """
-        key = fingerprint({"version": edge_sd.__version__, "settings": settings, "inputs": inputs})
-        file = self.folder / "stages" / f"{name}.json"
-        if (record := self._record(file)) and record.key == key and record.outputs == self._hashes(outputs):
-            self.observe(name, "done before")
-            self.seconds[name] = record.seconds
+        if self.done(name, settings, inputs, outputs):
             return
         self.observe(name, "running")
         began = time.monotonic()
         action()
-        self.seconds[name] = time.monotonic() - began
-        write_model(file, StageRecord(key=key, seconds=self.seconds[name], outputs=self._hashes(outputs)))
+        self.keep(name, settings, inputs, outputs, time.monotonic() - began)
+
+    def done(self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], outputs: list[Path]) -> bool:
+        """Whether a stage was done before; `observe` hears of it."""
+        record = self._record(self._file(name))
+        if record is None or record.key != _key(settings, inputs) or record.outputs != self._hashes(outputs):
+            return False
+        self.observe(name, "done before")
+        self.seconds[name] = record.seconds
+        return True
+
+    def keep(
+        self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], outputs: list[Path], seconds: float
+    ) -> None:
+        """Write down that a stage is done."""
+        self.seconds[name] = seconds
+        write_model(self._file(name), StageRecord(key=_key(settings, inputs), seconds=seconds, outputs=self._hashes(outputs)))
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.json"
 
     def _record(self, file: Path) -> StageRecord | None:
         try:
@@ -64,6 +78,10 @@ class Stages:
 
     def _hashes(self, outputs: list[Path]) -> dict[str, str]:
         return {str(path.relative_to(self.folder)): hash_of(path) for path in outputs}
+
+
+def _key(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    return fingerprint({"version": edge_sd.__version__, "settings": settings, "inputs": inputs})
 
 
 def hash_of(path: Path) -> str:

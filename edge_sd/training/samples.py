@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_sd.data import ImageData, rgb
+from edge_sd.data import ImageData, rgb, windows
 from edge_sd.latents import LatentData
 
 
@@ -53,15 +53,18 @@ class PixelSamples:
 
     def __init__(self, data: ImageData) -> None:
         self._pixels, self.digest, self.about = data.pixels, data.digest, data.about
-        self.labels = getattr(data, "labels", None)
+        self.labels, self._crop = data.labels, data.crop
         channels, height, width = data.pixels.shape[1:]
-        self.shape = (channels, height, width)
+        self.shape = (channels, height - data.crop, width - data.crop)
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     def take(self, indices: NDArray[np.int64], mirrored: NDArray[np.bool_], places: NDArray[np.float64]) -> NDArray[np.float32]:
-        x0: NDArray[np.float32] = self._pixels[indices].astype(np.float32) / 127.5 - 1
+        taken = self._pixels[indices]
+        if self._crop:
+            taken = windows(taken, (places * (self._crop + 1)).astype(np.int64), self.shape[-1])
+        x0: NDArray[np.float32] = taken.astype(np.float32) / 127.5 - 1
         x0[mirrored] = x0[mirrored, ..., ::-1]
         return x0
 
