@@ -86,11 +86,6 @@ def chosen_files(config: DataConfig) -> Files:
     return Files(files.kind, files.root, paths)
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted."""
-    return find_files(str(folder)).paths
-
-
 def image_folder(config: DataConfig, files: Files, decode: Callable[[Path, str], NDArray[np.uint8]]) -> Source:
     """A folder of images as a source; the class is the name of an image's own folder.
 

@@ -20,7 +20,6 @@ from edge_sd.data.decode import decode
 from edge_sd.data.hub import HubData, UnreachableError, hub, open_hub
 from edge_sd.data.items import Item, Skipped, Source, decoded, named, refuse_too_many
 from edge_sd.data.local import Files, chosen_files, image_folder
-from edge_sd.data.local import image_paths as image_paths
 from edge_sd.data.parquet import parquet
 from edge_sd.data.webdataset import webdataset
 from edge_sd.errors import EdgeSDError, UsageError
