@@ -16,6 +16,7 @@ def evaluation_figure(result: Evaluation) -> bytes:
     spectra.set(title=f"power spectrum, {result.n} images each", xlabel="cycles / pixel", xscale="log")
     if min(*curves.real, *curves.generated) > 0:  # images of one colour have no power to take the logarithm of
         spectra.set_yscale("log")
+    spectra.tick_params(axis="x", which="minor", labelbottom=False)  # there is no room for them
     spectra.legend(frameon=False)
     whole = result.figure("spectrum gap dB")
     gap.axhline(0, color=_REAL, linewidth=1)

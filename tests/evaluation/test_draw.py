@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from edge_sd.checkpoint import Checkpoint
+from edge_sd.autoencoder import AutoencoderFile
+from edge_sd.checkpoint import Checkpoint, Provenance
+from edge_sd.decoder import latent_space
 from edge_sd.diffusion import SCHEDULES, compile_plan
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.draw import (
@@ -23,6 +26,7 @@ from edge_sd.evaluation.draw import (
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import rgb_pixels
 from edge_sd.models import ModelConfig
+from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.sampling import sample_model
 
@@ -134,6 +138,25 @@ def test_latents_without_their_decoder_are_refused(make_model: MakeModel, tiny_c
         Checkpoint.of(model, header.noise_schedule, header.prediction, provenance).save(path)
         with pytest.raises(EdgeSDError, match="no decoder is beside it"):
             draw(CheckpointDrawer(path, PLAN), 2)
+
+
+def test_latents_are_decoded_by_the_decoder_beside_them(
+    make_model: MakeModel, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AutoencoderConfig(width=4, latent_channels=4)).eval()
+    decoder = AutoencoderFile.of(autoencoder, Provenance(made_by="test")).decoder()
+    decoder.save(tmp_path / "decoder.safetensors")
+    header, path = tiny_checkpoint.header, tmp_path / "checkpoint.safetensors"
+    provenance = header.provenance.model_copy(update={"parents": {"autoencoder": latent_space(decoder)}})
+    model = make_model(in_channels=4, out_channels=4)
+    Checkpoint.of(model, header.noise_schedule, header.prediction, provenance).save(path)
+    plan = compile_plan(header.noise_schedule, prediction=header.prediction, steps=2)
+    with torch.no_grad():
+        expected = rgb_pixels(decoder.build()(torch.from_numpy(sample_model(model, plan, count=3))).numpy())
+    drawer = CheckpointDrawer(path, PLAN)
+    assert drawer.size == expected.shape[-1] == 64
+    np.testing.assert_allclose(draw(drawer, 3).astype(int), expected.astype(int), atol=1)
 
 
 # Samples that are there
