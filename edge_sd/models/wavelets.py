@@ -85,7 +85,8 @@ def cell_pixels(x: Tensor) -> Tensor:
     """(B, C, H, W) → (B, C, 4, H/2, W/2): of each 2×2 cell its upper left, upper right, lower left and lower right pixel."""
     if x.shape[-2] % 2 or x.shape[-1] % 2:
         raise _odd(x)
-    return F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))
+    cells: Tensor = F.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))
+    return cells
 
 
 def _odd(x: Tensor) -> UsageError:

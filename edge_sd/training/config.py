@@ -1,6 +1,6 @@
 """The settings of training and of distillation, as they are given and as they are kept beside the result."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -16,8 +16,17 @@ class TrainConfig(Record):
         ema_decay: of the average whose weights become the checkpoint; reached as (1 + step) / (10 + step) rises.
         clip: largest norm of the gradient.
         precision: "auto" takes bfloat16 on CUDA and on CPUs with bfloat16 instructions.
+        accumulate: slices in which each process computes its share of a batch, to save memory.
+        compile: by torch.compile; the first steps take minutes.
+        channels_last: how feature maps lie in memory; "auto" where the device is known to gain.
+        checkpoint_activations: keep the inputs of blocks alone and compute the rest again when gradients need it.
         save_every, sample_every: steps between two training states, and between two grids of samples (0: none).
     """
+
+    # What decides how fast and in how much memory something is learnt, and not what: it may change when a run goes on.
+    INDIFFERENT: ClassVar[frozenset[str]] = frozenset(
+        {"accumulate", "compile", "channels_last", "checkpoint_activations", "save_every", "sample_every"}
+    )
 
     steps: PositiveInt = 10_000
     batch_size: PositiveInt = 32
@@ -30,6 +39,10 @@ class TrainConfig(Record):
     flip: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
+    accumulate: PositiveInt = 1
+    compile: bool = False
+    channels_last: Literal["auto"] | bool = "auto"
+    checkpoint_activations: bool = False
     save_every: PositiveInt = 250
     sample_every: int = Field(default=250, ge=0)
 

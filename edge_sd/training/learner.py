@@ -18,7 +18,8 @@ from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers import compile_plan
 from edge_sd.errors import UsageError
-from edge_sd.models.unet import SpectralUNet
+from edge_sd.models.blocks import ResBlock
+from edge_sd.models.unet import SpectralUNet, UNetLayer
 from edge_sd.sampling import sample_model
 from edge_sd.training.batches import draw_batch
 from edge_sd.training.config import TrainConfig
@@ -52,10 +53,13 @@ class Learner(nn.Module, ABC):
     Attributes:
         model: the part of it whose averaged weights are the result.
         result_name: the result's file.
+        units: classes of the model's blocks: what is computed again as a whole (activation checkpointing), and kept together
+            where weights are spread over processes (FSDP).
     """
 
     model: nn.Module
     result_name: str
+    units: tuple[type[nn.Module], ...] = ()
 
     @property
     def companions(self) -> tuple[nn.Module, ...]:
@@ -66,6 +70,12 @@ class Learner(nn.Module, ABC):
     def random(self) -> bool:
         """Whether forward draws random numbers (dropout): then other processes or slices learn something else."""
         return any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules())
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The names under which accelerate looks for `units` where the launcher was told none."""
+        found = {type(module) for module in self.model.modules()}
+        return [unit.__name__ for unit in self.units if unit in found]
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -94,6 +104,7 @@ class DenoiseLearner(Learner):
     alpha: Tensor
     sigma: Tensor
     result_name = "checkpoint.safetensors"
+    units = (UNetLayer, ResBlock)
 
     def __init__(self, model: SpectralUNet, schedule: NoiseSchedule, prediction: Prediction) -> None:
         super().__init__()

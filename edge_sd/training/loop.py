@@ -1,30 +1,34 @@
 """The training loop: steps, an average of the weights, a log, pictures, and a state from which the same command goes on.
 
 Everything a step draws is a function of (seed, step), so a run that was killed ends with the weights of one that was not.
+Processes, slices and formats are of `devices`: the same loop runs on one CPU and, under `accelerate launch`, on many nodes.
 """
 
-import copy
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from edge_sd.checkpoint import Provenance, versions
 from edge_sd.data.images import grid, save_png
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import explained
+from edge_sd.training import devices
+from edge_sd.training.average import Average, moments, put_moments, whole
 from edge_sd.training.config import TrainConfig
 from edge_sd.training.learner import Learner, Result
+from edge_sd.training.prefetch import Prefetch
 from edge_sd.training.samples import Samples
-from edge_sd.training.state import check_settings, cut_metrics, finite_or_none, load_state, save_state
+from edge_sd.training.state import Layout, State, check_settings, cut_metrics, finite_or_none, load_state, save_state
 
 CHECKPOINT, STATE, METRICS = "checkpoint.safetensors", "state.safetensors", "metrics.jsonl"
 
@@ -37,15 +41,18 @@ class Progress:
         step, steps: done and in all.
         terms: the loss's terms of this step, weighted, over the whole batch.
         images_per_s: since the (re)start, over all processes.
+        wait_share: of the time since then, how much this process stood waiting for data.
     """
 
     step: int
     steps: int
     terms: dict[str, float]
     images_per_s: float
+    wait_share: float = 0.0
 
     def __str__(self) -> str:
-        return " ".join(f"{name} {value:.4f}" for name, value in self.terms.items()) + f"  {self.images_per_s:.0f} images/s"
+        terms = " ".join(f"{name} {value:.4f}" for name, value in self.terms.items())
+        return f"{terms}  {self.images_per_s:.0f} images/s  data {100 * self.wait_share:.1f} %"
 
 
 def train(
@@ -61,78 +68,106 @@ def train(
     """Train until `config.steps`, going on from `out`'s state if there is one, and return the learner's result.
 
     `out` receives the result's file, metrics.jsonl and samples/; state.safetensors stands there until the end. A run that is
-    already finished is returned as it is.
+    already finished is returned as it is. Where several processes were launched, each calls this and one of them writes; `out`
+    must be the same folder for all.
 
     Raises:
-        UsageError: `out` holds something that is no run.
+        UsageError: `out` holds something that is no run, or a batch cannot be divided.
         EdgeSDError: a run with other settings is there, a loss is not finite, or the disk is full.
     """
     settings = _settings(learner, samples, config, provenance)
     finished = _prepare(out, learner, settings, overwrite)
     if finished is not None:
         return finished
-    accelerator = Accelerator()
-    share = _share(config.batch_size, accelerator.num_processes, accelerator.process_index)
-    ema = copy.deepcopy(learner.model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
+    accelerator = devices.open_accelerator()
+    device, processes = accelerator.device, accelerator.num_processes
+    share = devices.share_of(config, processes, accelerator.process_index)
+    layout = Layout(processes=processes, slices=config.accumulate, compiled=config.compile)
+    average = Average(learner.model)
+    found = load_state(out / STATE, settings, layout, random=learner.random) if (out / STATE).exists() else None
+    start = found.step if found else 0
+    if found:
+        learner.load_state_dict(found.learner)
+        average.module.load_state_dict(found.average)
+    if accelerator.is_main_process:
+        cut_metrics(out / METRICS, start)
+    form = devices.memory_format(config, device)
+    for module in (learner, average.module, *learner.companions):
+        module.to(device).to(memory_format=form)  # type: ignore[call-overload]
+    if config.checkpoint_activations:
+        devices.recompute(learner.model, learner.units)
+    if config.compile:
+        learner.compile()
+    raw_optimizer = torch.optim.AdamW(
         learner.parameters(),
         lr=config.learning_rate,
         betas=(0.9, 0.99),
         weight_decay=config.weight_decay,
-        fused=accelerator.device.type in ("cpu", "cuda"),
+        fused=device.type in ("cpu", "cuda"),
     )
-    start = load_state(out / STATE, settings, learner, ema, optimizer) if (out / STATE).exists() else 0
-    if accelerator.is_main_process:
-        cut_metrics(out / METRICS, start)
-    for module in (ema, *learner.companions):
-        module.to(accelerator.device)
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    autocast = torch.autocast(
-        accelerator.device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, accelerator.device)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, [name for name, _ in learner.named_buffers()])
+    wrapped, optimizer = accelerator.prepare(learner, raw_optimizer)
+    average.follow(learner.model)
+    if found:
+        put_moments(raw_optimizer, found.moments)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=devices.uses_bfloat16(config.precision, device))
+    ahead = Prefetch(
+        lambda step: learner.draw(samples, config, step, share), range(start, config.steps), pin=device.type == "cuda"
     )
+
+    def move(value: Tensor) -> Tensor:
+        moved = value.to(device, non_blocking=True)
+        return moved.to(memory_format=form) if moved.ndim == 4 else moved
+
     wrapped.train()
     began, last_good = time.perf_counter(), f"{out / STATE} (step {start})" if start else "none yet"
-    with explained(out), (out / METRICS).open("a") as log:
+    with explained(out), devices.fast_arithmetic(device), ahead, (out / METRICS).open("a") as log:
         for step in range(start, config.steps):
             rate = learning_rate(config, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)  # dropout
-            batch = learner.draw(samples, config, step, share)
-            with autocast:
-                terms: dict[str, Tensor] = wrapped(*(value.to(accelerator.device) for value in batch))
-            means = accelerator.reduce(torch.stack([value.detach() for value in terms.values()]), "mean")
-            values = dict(zip(terms, means.tolist(), strict=True))
-            _refuse_non_finite(values, step, last_good)
-            accelerator.backward(sum(terms.values()))
-            norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip).item()
-            _refuse_non_finite({"gradient norm": norm}, step, last_good)
+            seed = partial(devices.seed_of, config.seed, step, accelerator.process_index)
+            terms = devices.backward(accelerator, wrapped, ahead.take(), config.accumulate, seed, move, autocast)
+            means = accelerator.reduce(torch.stack(list(terms.values())), "mean")
+            norm = whole(accelerator.clip_grad_norm_(wrapped.parameters(), config.clip))
+            *means, norm = torch.cat([means, norm[None]]).tolist()  # the step's one wait for the device
+            values = dict(zip(terms, means, strict=True))
+            _refuse_non_finite({**values, "gradient norm": norm}, step, last_good)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            _average(ema, learner.model, min(config.ema_decay, (1 + step) / (10 + step)))
+            average.update(learner.model, min(config.ema_decay, (1 + step) / (10 + step)))
             done = step + 1
-            speed = (done - start) * config.batch_size / (time.perf_counter() - began)
-            if not accelerator.is_main_process:
-                continue
-            observe(Progress(done, config.steps, values, speed))
-            record = {
-                "step": done,
-                **values,
-                "loss": sum(values.values()),
-                "gradient_norm": norm,
-                "learning_rate": rate,
-                "images_per_s": speed,
-            }
-            log.write(json.dumps({name: finite_or_none(value) for name, value in record.items()}) + "\n")
+            if accelerator.is_main_process:
+                seconds = time.perf_counter() - began
+                progress = Progress(
+                    done, config.steps, values, (done - start) * config.batch_size / seconds, ahead.waited / seconds
+                )
+                observe(progress)
+                record = {
+                    "step": done,
+                    **values,
+                    "loss": sum(values.values()),
+                    "gradient_norm": norm,
+                    "learning_rate": rate,
+                    "images_per_s": progress.images_per_s,
+                    "wait_share": progress.wait_share,
+                }
+                log.write(json.dumps({name: finite_or_none(value) for name, value in record.items()}) + "\n")
             if done % config.save_every == 0 and done < config.steps:
-                log.flush()
-                save_state(out / STATE, done, settings, learner, ema, optimizer)
+                if accelerator.is_main_process or average.sharded:  # shards are gathered by all
+                    state = _state(done, learner, average, raw_optimizer)
+                if accelerator.is_main_process:
+                    log.flush()
+                    save_state(out / STATE, state, settings, layout)
                 last_good = f"{out / STATE} (step {done})"
             if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                pictures = learner.preview(ema, samples, config.seed)
-                save_png(out / "samples" / f"step_{done:06d}.png", grid(pictures))
-    _refuse_non_finite({name: float(value.abs().sum()) for name, value in ema.state_dict().items()}, config.steps - 1, last_good)
-    final = learner.finish(ema, samples, _completed(provenance, samples, config, settings))
+                model = average.gather()
+                if accelerator.is_main_process:
+                    save_png(out / "samples" / f"step_{done:06d}.png", grid(learner.preview(model, samples, config.seed)))
+    model = average.gather()
+    sums = {name: float(value.abs().sum()) for name, value in model.state_dict().items()}
+    _refuse_non_finite(sums, config.steps - 1, last_good)
+    final = learner.finish(model, samples, _completed(provenance, samples, config, settings))
     if accelerator.is_main_process:
         final.save(out / learner.result_name)
         (out / STATE).unlink(missing_ok=True)
@@ -148,25 +183,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * warm * fall
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether the forward pass is autocast to bfloat16."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 # Helpers
 
 
 def _settings(learner: Learner, samples: Samples, config: TrainConfig, provenance: Provenance) -> dict[str, Any]:
-    """Everything that decides the result; how often it is saved or shown does not."""
+    """Everything that decides the result; how fast it comes and how often it is saved or shown does not."""
     return {
         "made_by": provenance.made_by,
         **learner.settings(),
-        "train": config.model_dump(mode="json", exclude={"save_every", "sample_every"}),
+        "train": config.model_dump(mode="json", exclude=set(TrainConfig.INDIFFERENT)),
         "data_digest": samples.digest,
         "parents": provenance.parents,
     }
@@ -198,13 +223,6 @@ def _prepare(out: Path, learner: Learner, settings: dict[str, Any], overwrite: b
     return None
 
 
-def _share(batch_size: int, processes: int, rank: int) -> slice:
-    if batch_size % processes:
-        raise UsageError(f"a batch of {batch_size} cannot be shared by {processes} processes", "choose a multiple")
-    size = batch_size // processes
-    return slice(rank * size, (rank + 1) * size)
-
-
 def _refuse_non_finite(values: dict[str, float], step: int, last_good: str) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
@@ -214,9 +232,10 @@ def _refuse_non_finite(values: dict[str, float], step: int, last_good: str) -> N
             )
 
 
-def _average(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+def _state(step: int, learner: Learner, average: Average, optimizer: torch.optim.Optimizer) -> State:
+    model = average.gather()
+    tensors = (learner.state_dict(), model.state_dict(), moments(optimizer))
+    return State(step, *({name: whole(value) for name, value in group.items()} for group in tensors))
 
 
 def _completed(provenance: Provenance, samples: Samples, config: TrainConfig, settings: dict[str, Any]) -> Provenance:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edge_sd.autoencoder import AutoencoderFile, load_autoencoder
 from edge_sd.checkpoint import Provenance
-from edge_sd.models.autoencoder import Autoencoder
+from edge_sd.models.autoencoder import Autoencoder, _Block
 from edge_sd.models.wavelets import SUBBANDS, dwt2
 from edge_sd.training.batches import draw_images
 from edge_sd.training.config import TrainConfig
@@ -31,6 +31,7 @@ class AutoencoderLearner(Learner):
     """
 
     result_name = "autoencoder.safetensors"
+    units = (_Block,)
 
     def __init__(self, model: Autoencoder) -> None:
         super().__init__()

@@ -1,18 +1,29 @@
 """The state of an unfinished run: one safetensors file that is replaced as a whole, and a log that is cut back to it."""
 
-import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, tensors_digest, write_tensors, write_text
 from edge_sd.validation import Record
+
+
+class Layout(Record):
+    """How a batch is divided; decides what is learnt where `forward` draws random numbers."""
+
+    processes: int = Field(ge=1)
+    slices: int = Field(ge=1)
+    compiled: bool
+
+    def __str__(self) -> str:
+        return f"processes {self.processes}, slices {self.slices}, {'compiled' if self.compiled else 'not compiled'}"
 
 
 class StateHeader(Record):
@@ -23,43 +34,60 @@ class StateHeader(Record):
     step: int = Field(ge=0)  # steps done
     settings: dict[str, Any]
     digest: str
+    layout: Layout | None = None  # None: written before layouts were recorded
 
 
-def save_state(
-    path: Path, step: int, settings: dict[str, Any], learner: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+@dataclass(frozen=True)
+class State:
+    """An unfinished run, in full tensors.
+
+    Attributes:
+        step: steps done.
+        learner, average: names of a state_dict → tensors.
+        moments: what the optimizer remembers, as `average.moments` names it.
+    """
+
+    step: int
+    learner: dict[str, Tensor]
+    average: dict[str, Tensor]
+    moments: dict[str, Tensor]
+
+
+_GROUPS = {"learner": "learner", "ema": "average", "optimizer": "moments"}  # in the file → here
+
+
+def save_state(path: Path, state: State, settings: dict[str, Any], layout: Layout) -> None:
     """Write everything the next step depends on, atomically. Random numbers need no place: they are functions of the step."""
-    tensors = {f"learner.{name}": value for name, value in learner.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in ema.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-    arrays = {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-    write_tensors(path, arrays, StateHeader(step=step, settings=settings, digest=tensors_digest(arrays)))
+    arrays = {
+        f"{group}.{name}": value.detach().cpu().numpy()
+        for group, field in _GROUPS.items()
+        for name, value in getattr(state, field).items()
+    }
+    write_tensors(path, arrays, StateHeader(step=state.step, settings=settings, digest=tensors_digest(arrays), layout=layout))
 
 
-def load_state(path: Path, settings: dict[str, Any], learner: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a state back and return the number of steps done.
+def load_state(path: Path, settings: dict[str, Any], layout: Layout, *, random: bool) -> State:
+    """Read a state again.
 
     Raises:
-        EdgeSDError: the file is damaged, or of a run with other settings; the first that differs is named.
+        EdgeSDError: the file is damaged, or of a run with other settings (the first that differs is named), or, where what is
+            learnt depends on `random` numbers, with another layout.
     """
     header, arrays = read_tensors(StateHeader, path)
     if tensors_digest(arrays) != header.digest:
         raise EdgeSDError(f"{path} has changed since it was written", "start afresh with --overwrite")
     check_settings(path, header.settings, settings)
-    groups: dict[str, dict[str, torch.Tensor]] = {"learner": {}, "ema": {}, "optimizer": {}}
+    if random and header.layout not in (None, layout):
+        raise EdgeSDError(
+            f"{path.parent} holds a run with other random numbers: each process and slice has its own dropout, and the run's "
+            f"were {header.layout}; now {layout}",
+            "go on with as many processes and slices as before, or give --overwrite to start afresh",
+        )
+    groups: dict[str, dict[str, Tensor]] = {field: {} for field in _GROUPS.values()}
     for name, value in arrays.items():
         group, _, rest = name.partition(".")
-        groups[group][rest] = torch.from_numpy(value)
-    learner.load_state_dict(groups["learner"])
-    ema.load_state_dict(groups["ema"])
-    state = copy.copy(optimizer.state_dict())
-    state["state"] = {}
-    for name, tensor in groups["optimizer"].items():
-        index, _, moment = name.partition(".")
-        state["state"].setdefault(int(index), {})[moment] = tensor
-    optimizer.load_state_dict(state)
-    return header.step
+        groups[_GROUPS[group]][rest] = torch.from_numpy(value)
+    return State(header.step, **groups)
 
 
 def check_settings(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
