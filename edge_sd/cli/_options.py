@@ -59,6 +59,14 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step, ove
 LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")]
 Warmup = Annotated[int, typer.Option("--warmup", help="Steps in which the learning rate rises.", min=0)]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
+Accumulate = Annotated[
+    int, typer.Option("--accumulate", help="Slices in which each process computes its share of a batch, to save memory.", min=1)
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the model; the first steps take minutes.")]
+ChannelsLast = Annotated[str, typer.Option("--channels-last", help="Feature maps with channels last: auto, yes or no.")]
+CheckpointActivations = Annotated[
+    bool, typer.Option("--checkpoint-activations", help="Compute blocks twice, to save memory: for large teachers.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0, max=2**63 - 1)]
 SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between two training states.", min=1)]
 SampleEvery = Annotated[int, typer.Option("--sample-every", help="Steps between two grids of samples; 0 for none.", min=0)]
