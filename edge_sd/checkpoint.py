@@ -44,7 +44,7 @@ class CheckpointHeader(Record):
     noise_schedule: NoiseSchedule
     prediction: Prediction
     provenance: Provenance
-    digest: str  # SHA-256 over the tensors
+    digest: str  # SHA-256 over the tensors as float32, however they are stored
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,26 @@ class Checkpoint:
         model.load_state_dict({name: torch.from_numpy(value) for name, value in self.weights.items()})
         return model.eval()
 
-    def save(self, path: Path) -> None:
-        """Write the file, atomically."""
-        write_tensors(path, self.weights, self.header)
+    def rounded(self) -> "Checkpoint":
+        """The same with weights rounded to float16; `save` can then keep them in half the bytes."""
+        weights = {name: value.astype(np.float16).astype(np.float32) for name, value in self.weights.items()}
+        return Checkpoint(self.header.model_copy(update={"digest": tensors_digest(weights)}), weights)
+
+    def save(self, path: Path, *, half: bool = False) -> None:
+        """Write the file, atomically.
+
+        Args:
+            half: store float16, for weights that are `rounded`: not a bit of them is lost.
+
+        Raises:
+            ValueError: `half`, and a weight is no float16.
+        """
+        if not half:
+            return write_tensors(path, self.weights, self.header)
+        halves = {name: value.astype(np.float16) for name, value in self.weights.items()}
+        if any(not np.array_equal(halves[name], value) for name, value in self.weights.items()):
+            raise ValueError("weights are not rounded")
+        write_tensors(path, halves, self.header)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -102,7 +119,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         EdgeSDError: missing, truncated, foreign, not finite, or changed since it was written.
     """
-    header, weights = read_tensors(CheckpointHeader, path)
+    header, stored = read_tensors(CheckpointHeader, path)
+    weights = {name: value.astype(np.float32) if value.dtype == np.float16 else value for name, value in stored.items()}
     if tensors_digest(weights) != header.digest:
         raise EdgeSDError(
             f"{path}: the weights have changed since they were written (their SHA-256 differs)", "copy or make the file again"

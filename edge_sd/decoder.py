@@ -53,8 +53,7 @@ class DecoderHeader(Record):
     def latent_channels(self) -> int:
         """C of the latent that it takes."""
         default = _DEFAULTS[self.architecture][1] if self.architecture in _DEFAULTS else None
-        channels: int = self.config.get("vq_embed_dim") or self.config.get("latent_channels", default)
-        return channels
+        return cast(int, self.config.get("vq_embed_dim") or self.config.get("latent_channels", default))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from edge_sd.models import ModelConfig, Preset
     from edge_sd.validation import Model
 
+SHIPPED_MODEL = "emoji64"  # what is drawn and exported where no model is given
+
 Source = Annotated[
     str,
     typer.Option(
@@ -79,6 +81,13 @@ Spacing = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 _NAMED = 50  # of the images that were left out
+
+
+def shipped(model: Path) -> Path:
+    """The file of a model that comes with the package, where its name was given; else the path itself."""
+    from edge_sd.pretrained import model_path
+
+    return model_path(model)
 
 
 def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model":

@@ -10,7 +10,7 @@ from edge_sd.cli import _options as option
 
 
 def distill(
-    teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint to follow.")],
+    teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint to follow, or a shipped model.")],
     output: option.OutFolder,
     source: option.Source = "dead-leaves",
     resize: option.Resize = False,
@@ -58,7 +58,7 @@ def distill(
     _, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
     distillation = option.pick(DistillConfig, given, "distillation settings")
-    followed = open_model(teacher).checkpoint
+    followed = open_model(option.shipped(teacher)).checkpoint
     samples = latent.read_samples(given, model, autoencoder)
     with progress(f"distilling {preset}") as update:
         distill_from(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Checkpoint, bundle NAME.edgesd, folder of images, or a file of --save-samples.")],
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint, shipped model, bundle NAME.edgesd, folder of images, or a file of --save-samples.")
+    ],
     source: option.Source = "dead-leaves",
     split: option.Split = None,
     resize: option.Resize = False,
@@ -78,6 +80,7 @@ def evaluate(
     from edge_sd.evaluation.reference import EvaluationSettings, Reference, check_enough, choose
     from edge_sd.files import write_bytes, write_model
 
+    model = option.shipped(model)
     values = dict(locals())
     for path in (save_samples, figure, output):
         if path is not None and path.exists() and not overwrite:

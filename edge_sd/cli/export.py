@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, or a diffusers folder.")],
     target: Annotated[list[str], typer.Option("--target", help="edge-sd list targets, or all; may be given several times.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="NAME.edgesd; beside the checkpoint if left out.")] = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint, diffusers folder, or a shipped model: edge-sd list models.")
+    ] = Path(option.SHIPPED_MODEL),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="NAME.edgesd; beside the checkpoint if left out, here if it is shipped.")
+    ] = None,
     solver: option.Solver = "dpmpp",
     steps: Annotated[int, typer.Option("--steps", help="Function evaluations of the plan.")] = 20,
     spacing: option.Spacing = None,
@@ -58,7 +62,9 @@ def export(
     from edge_sd.foreign import Foreign, open_model, refuse_missing_decoder, refuse_other_latents
     from edge_sd.validation import validated
 
-    out = output or Path(f"{checkpoint.resolve().name}{SUFFIX}" if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX))
+    given, checkpoint = checkpoint, option.shipped(checkpoint)
+    beside = Path(f"{checkpoint.resolve().name}{SUFFIX}") if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX)
+    out = output or (beside if checkpoint == given else Path(given.name + SUFFIX))
     if out.exists() and not overwrite and not dry_run:  # before the weights are read
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another -o")
     options = {

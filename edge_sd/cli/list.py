@@ -11,6 +11,7 @@ from edge_sd.cli import _options as option
 class Kind(str, Enum):
     """What there are lists of."""
 
+    models = "models"
     presets = "presets"
     solvers = "solvers"
     targets = "targets"
@@ -19,7 +20,7 @@ class Kind(str, Enum):
 
 
 def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: option.AsJson = False) -> None:
-    """List presets (with what was published beside what is counted), solvers, targets, runtimes or devices.
+    """List shipped models, presets (with what was published beside what is counted), solvers, targets, runtimes or devices.
 
     Example: edge-sd list presets
     """
@@ -94,4 +95,32 @@ def _devices() -> list[dict[str, Any]]:
     return _extensions("device", devices())
 
 
-_ROWS = {Kind.presets: _presets, Kind.solvers: _solvers, Kind.targets: _targets, Kind.runtimes: _runtimes, Kind.devices: _devices}
+def _models() -> list[dict[str, Any]]:
+    from edge_sd.foreign import open_model
+    from edge_sd.models.count import count
+    from edge_sd.pretrained import DEFAULT, SHIPPED
+
+    rows = []
+    for name, path in SHIPPED.items():
+        header = open_model(path).checkpoint.header
+        rows.append(
+            {
+                "model": name,
+                "M parameters": round(count(header.model).parameters / 1e6, 2),
+                "MiB": round(path.stat().st_size / 2**20, 2),
+                "trained on": header.provenance.data,
+                "steps": header.provenance.steps,
+                "what it is for": "the default" if name == DEFAULT else "to distil from",
+            }
+        )
+    return rows
+
+
+_ROWS = {
+    Kind.models: _models,
+    Kind.presets: _presets,
+    Kind.solvers: _solvers,
+    Kind.targets: _targets,
+    Kind.runtimes: _runtimes,
+    Kind.devices: _devices,
+}

@@ -15,7 +15,9 @@ _DEFAULT_SOLVER, _DEFAULT_STEPS = "dpmpp", 20
 
 
 def sample(
-    model: Annotated[Path, typer.Argument(help="Checkpoint, or bundle NAME.edgesd.")],
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint, bundle NAME.edgesd, or a shipped model: edge-sd list models.")
+    ] = Path(option.SHIPPED_MODEL),
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
     count: Annotated[int, typer.Option("-n", "--count", help="How many samples.", min=1)] = 16,
     solver: Annotated[str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp, or a bundle's own plan.")] = None,
@@ -33,6 +35,8 @@ def sample(
 ) -> None:
     """Draw samples and lay them out in a grid. Sample i depends on the seed and i alone, in every runtime.
 
+    Without a model the one that comes with the package draws emoji.
+
     Example: edge-sd sample student.edgesd --solver dpmpp --steps 20 -n 16 -o grid.png
     """
     from edge_sd.bundle.bundle import SUFFIX
@@ -41,6 +45,7 @@ def sample(
     from edge_sd.data import grid, rgb, save_png
     from edge_sd.errors import UsageError
 
+    model = option.shipped(model)
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     plan_choice = None

@@ -72,8 +72,9 @@ class DistillLearner(DenoiseLearner):
             spatial = torch.stack([difference.square().mean() for difference in differences]).mean()
             terms["spatial"] = self.distill.spatial_weight * spatial
         if self.distill.frequency_weight:
-            omega = {size: frequency_weights(x0, size, self.distill) for size in {tuple(d.shape[-2:]) for d in differences}}
-            distances = [frequency_distance(d, omega[tuple(d.shape[-2:])]) for d in differences]
+            sizes = [(d.shape[-2], d.shape[-1]) for d in differences]
+            omega = {size: frequency_weights(x0, size, self.distill) for size in set(sizes)}
+            distances = [frequency_distance(d, omega[size]) for d, size in zip(differences, sizes, strict=True)]
             terms["frequency"] = self.distill.frequency_weight * torch.stack(distances).mean()
         return terms
 

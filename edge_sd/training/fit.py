@@ -45,7 +45,7 @@ def fit(
     torch.manual_seed(config.seed)
     learner = DenoiseLearner(SpectralUNet(model), schedule, prediction)
     provenance = Provenance(made_by="train", parents=dict(samples.parents))
-    result = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
+    result: Checkpoint = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
     _keep_decoder(data, out)
     return result
 
@@ -69,7 +69,7 @@ def distill(
     schedule, prediction = teacher.header.noise_schedule, teacher.header.prediction
     learner = DistillLearner(SpectralUNet(model), schedule, prediction, teacher.build(), distillation)
     provenance = Provenance(made_by="distill", parents={"teacher": teacher.header.digest, **samples.parents})
-    result = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
+    result: Checkpoint = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
     _keep_decoder(data, out)
     return result
 
@@ -92,7 +92,8 @@ def fit_autoencoder(
     torch.manual_seed(config.seed)
     learner = AutoencoderLearner(Autoencoder(model))
     provenance = Provenance(made_by="train-autoencoder")
-    return train(learner, samples_of(data), config, out, provenance, overwrite=overwrite, observe=observe)
+    result: AutoencoderFile = train(learner, samples_of(data), config, out, provenance, overwrite=overwrite, observe=observe)
+    return result
 
 
 def _keep_decoder(data: ImageData | LatentData, out: Path) -> None:

@@ -24,7 +24,22 @@ from edge_sd.checkpoint import load_checkpoint
 from edge_sd.cli.main import main
 from edge_sd.export import ExportRequest, export_bundle
 
-VERBS = ("run", "train", "distill", "sample", "export", "plan", "inspect", "parity", "bench", "report", "doctor", "list")
+VERBS = (
+    "run",
+    "train",
+    "distill",
+    "sample",
+    "export",
+    "plan",
+    "inspect",
+    "parity",
+    "bench",
+    "evaluate",
+    "report",
+    "doctor",
+    "list",
+    "train-autoencoder",
+)
 TINY = ("--size", "16", "--steps", "4", "--batch-size", "4", "--count", "8", "--sample-every", "0")
 
 
