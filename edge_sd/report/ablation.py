@@ -211,14 +211,17 @@ def frequency_figure(
         recoveries: role → what it recovers.
         spectra: role → an evaluation whose radial spectra are shown.
     """
-    figure, axes = _subplots(len(gates) + 3, 3.6)
-    for ax, (name, values) in zip(axes, gates.items(), strict=False):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14.4, 6.8 if gates else 3.4), layout="constrained")
+    rows = figure.subfigures(2 if gates else 1, 1, squeeze=False)[:, 0]
+    shares, fronts, powers = rows[-1].subplots(1, 3)
+    for ax, (name, values) in zip(np.atleast_1d(rows[0].subplots(1, len(gates))) if gates else (), gates.items(), strict=True):
         for band, label in enumerate(SUBBANDS):
             ax.plot(timesteps, values[:, band], label=label)
         ax.set(title=f"gates, {name}", xlabel="timestep", ylabel="mean gate", ylim=(0, 1))
         ax.invert_xaxis()
         ax.legend(frameon=False)
-    shares, fronts, powers = axes[len(gates) :]
     _draw_recovery(shares, fronts, recoveries)
     for role, evaluation in spectra.items():
         curves = evaluation.spectra

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import read_model
@@ -195,7 +196,8 @@ def test_a_run_with_an_autoencoder_ends_in_a_bundle_that_draws_images(tmp_path: 
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {spectrum["role"] for spectrum in report["spectra"]} == {"real", "teacher", "student", "exported"}
     assert report["exported_psnr_db"] > 60
-    assert (tmp_path / "out" / "latent.edgesd" / "reference").exists() or list((tmp_path / "out" / "latent.edgesd").iterdir())
+    contracts = open_bundle(tmp_path / "out" / "latent.edgesd").manifest.contracts
+    assert {contract.program for contract in contracts} == {"denoiser", "decoder"}
 
 
 def test_an_autoencoder_of_other_channels_than_the_student_is_refused_at_once(tmp_path: Path) -> None:
