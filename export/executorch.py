@@ -31,6 +31,7 @@ class ExecuTorchTarget(Target):
         "matmul-attention",
         "depthwise-wavelet-down",
         "butterfly-wavelet-up-nhwc",
+        "folded-haar-up-nhwc",
         "concat-pixel-up",
         "pooled-group-norm",
         "matmul-layer-norm",

@@ -28,7 +28,7 @@ class OnnxTarget(Target):
     name = "onnx"
     about = "ONNX, float32; runs in ONNX Runtime"
     # GroupNorm stays one operator here: as InstanceNormalization it costs what any other form does.
-    rewrites = ("folded-attention", "matmul-attention", "depthwise-wavelet-down", "butterfly-wavelet-up")
+    rewrites = ("folded-attention", "matmul-attention", "depthwise-wavelet-down", "butterfly-wavelet-up", "folded-haar-up")
 
     def available(self) -> Availability:
         return packages_available("onnx", "onnxscript", "onnxruntime")

@@ -1,4 +1,4 @@
-"""Deployment rewrites: modules of the U-Net in the form that a runtime runs best, each exact up to rounding.
+"""Deployment rewrites: modules of the U-Net and of our decoder in the form that a runtime runs best, each exact up to rounding.
 
 A rewrite replaces every module of one class by another that computes the same function. A target names those that pay for it
 (measured, tests/benchmarks/export.py); a copy of the model is rewritten, the model itself stays as it is.
@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sd.models.autoencoder import LatentDecoder
 from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, SelfAttention
 from edge_sd.models.gating import SubbandGate, WaveletDown, WaveletUp
-from edge_sd.models.wavelets import SUBBANDS, wrap
+from edge_sd.models.wavelets import IDWT2, SUBBANDS, wrap
 
 # Queries that attend at a time: the scores of a 32×32 map are 16 MB at once, a quarter of that in blocks.
 QUERY_BLOCK = 256
@@ -218,6 +219,71 @@ class ConcatPixelUp(nn.Module):
         return out
 
 
+class FoldedHaarUp(nn.Module):
+    """A convolution and Haar's inverse of its output as one convolution, (B, C, H, W) → (B, D, 2·H, 2·W).
+
+    Each pixel of a 2×2 cell is ± half of the four subbands: with that in the weights, the convolution makes the pixels.
+    """
+
+    def __init__(self, conv: nn.Conv2d, idwt: IDWT2) -> None:
+        super().__init__()
+        bands = len(SUBBANDS)
+        self.channels = conv.out_channels // bands
+        pixels = idwt.weight[:bands].reshape(bands, 4)  # subbands × pixels of a cell: haar's taps
+        weight = torch.einsum("bp,dbikl->dpikl", pixels, conv.weight.detach().unflatten(0, (self.channels, bands)))
+        bias = conv.bias.detach().view(self.channels, bands) @ pixels  # type: ignore[union-attr]
+        self.conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, padding=conv.padding)  # type: ignore[arg-type]
+        self.conv.weight, self.conv.bias = (_constant(self._ordered(value)) for value in (weight, bias))
+
+    def _ordered(self, values: Tensor) -> Tensor:
+        """(D, 4, …), by channel and pixel → (4·D, …), in the order that `forward` wants."""
+        return values.flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class FoldedHaarUpNHWC(FoldedHaarUp):
+    """The same for a runtime that keeps channels last: the upper row's pixels come first, then the lower row's."""
+
+    def _ordered(self, values: Tensor) -> Tensor:
+        return values.transpose(0, 1).flatten(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.conv(x).permute(0, 2, 3, 1)
+        B, H, W, _ = pixels.shape
+        row = 2 * self.channels
+        upper, lower = (half.reshape(B, H, 1, W * row) for half in (pixels[..., :row], pixels[..., row:]))
+        return torch.cat([upper, lower], 2).reshape(B, 2 * H, 2 * W, self.channels).permute(0, 3, 1, 2)
+
+
+class FoldedHaarDecoder(nn.Module):
+    """`LatentDecoder` with `FoldedHaarUp`: plain convolutions, and no transposed one, which Core ML Tools would not take."""
+
+    up: type[FoldedHaarUp] = FoldedHaarUp
+
+    def __init__(self, source: LatentDecoder) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for layer in source.layers:
+            if isinstance(layer, IDWT2) and isinstance(layers[-1], nn.Conv2d):
+                layers[-1] = self.up(layers[-1], layer)
+            else:
+                layers.append(layer)
+        self.layers = nn.Sequential(*layers)
+        self.std, self.mean = (_constant(value[:, None, None]) for value in (source.std, source.mean))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        out: Tensor = self.layers(latent * self.std + self.mean)
+        return out
+
+
+class FoldedHaarDecoderNHWC(FoldedHaarDecoder):
+    """The same with `FoldedHaarUpNHWC`."""
+
+    up = FoldedHaarUpNHWC
+
+
 @dataclass(frozen=True)
 class Rewrite:
     """A named rewrite.
@@ -251,6 +317,8 @@ REWRITES: dict[str, Rewrite] = {
         Rewrite("depthwise-wavelet-down", "a fixed filter a subband, summed as it comes", (WaveletDown,), DepthwiseWaveletDown),
         Rewrite("butterfly-wavelet-up", "Haar's inverse as sums", (WaveletUp,), ButterflyWaveletUp, _is_haar),
         Rewrite("butterfly-wavelet-up-nhwc", "the same, channels last", (WaveletUp,), ButterflyWaveletUpNHWC, _is_haar),
+        Rewrite("folded-haar-up", "our decoder, Haar's inverse inside its convolutions", (LatentDecoder,), FoldedHaarDecoder),
+        Rewrite("folded-haar-up-nhwc", "the same, channels last", (LatentDecoder,), FoldedHaarDecoderNHWC),
         Rewrite("concat-pixel-up", "pixel doubling by concatenation", (PixelUp, ConvUp), ConcatPixelUp),
     )
 }

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edge_sd.export import DenoiserProgram, targets
+from edge_sd.export import DecoderProgram, DenoiserProgram, targets
 from edge_sd.export.rewrites import (
     QUERY_BLOCK,
     REWRITES,
@@ -24,6 +24,8 @@ from edge_sd.export.rewrites import (
     ButterflyWaveletUpNHWC,
     ConcatPixelUp,
     DepthwiseWaveletDown,
+    FoldedHaarDecoder,
+    FoldedHaarDecoderNHWC,
     FoldedSelfAttention,
     FoldedSelfAttentionNHWC,
     MatmulAttention,
@@ -31,10 +33,11 @@ from edge_sd.export.rewrites import (
     PooledGroupNorm,
     rewritten,
 )
+from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig, LatentDecoder
 from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, SelfAttention
 from edge_sd.models.gating import WaveletDown, WaveletUp
 from edge_sd.models.unet import SpectralUNet
-from edge_sd.models.wavelets import wrap
+from edge_sd.models.wavelets import IDWT2, wrap
 from edge_sd.quiet import quiet
 
 MakeModel = Callable[..., SpectralUNet]
@@ -73,8 +76,11 @@ BUILT: dict[str, tuple[type[nn.Module], tuple[type[nn.Module], ...]]] = {
     "depthwise-wavelet-down": (DepthwiseWaveletDown, (WaveletDown,)),
     "butterfly-wavelet-up": (ButterflyWaveletUp, (WaveletUp,)),
     "butterfly-wavelet-up-nhwc": (ButterflyWaveletUpNHWC, (WaveletUp,)),
+    "folded-haar-up": (FoldedHaarDecoder, (LatentDecoder,)),
+    "folded-haar-up-nhwc": (FoldedHaarDecoderNHWC, (LatentDecoder,)),
     "concat-pixel-up": (ConcatPixelUp, (PixelUp, ConvUp)),
 }
+OF_DECODERS = {"folded-haar-up"}
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -168,7 +174,7 @@ def test_a_targets_rewrites_together_keep_the_outputs(model: str, target: str, c
 def test_every_rewrite_is_named_here() -> None:
     assert BUILT.keys() == REWRITES.keys()
     assert all(rewrite.about and rewrite.name == name for name, rewrite in REWRITES.items())
-    assert {name.removesuffix("-nhwc") for name in REWRITES} == set.union(*FOUND.values())
+    assert {name.removesuffix("-nhwc") for name in REWRITES} == set.union(*FOUND.values()) | OF_DECODERS
 
 
 def test_haars_butterfly_is_not_for_other_wavelets(case: Callable[[str], Case]) -> None:
@@ -176,6 +182,36 @@ def test_haars_butterfly_is_not_for_other_wavelets(case: Callable[[str], Case]) 
     result = rewritten(found.program, targets()["executorch"].rewrites)
     assert (types(result)[WaveletUp], types(result)[DepthwiseWaveletDown]) == (1, 1)
     assert not types(result)[ButterflyWaveletUpNHWC]
+
+
+@pytest.mark.parametrize("factor", [4, 8])
+@pytest.mark.parametrize("rewrite", [name for name in REWRITES if name.removesuffix("-nhwc") in OF_DECODERS])
+@torch.no_grad()
+def test_a_decoder_with_haar_in_its_convolutions_draws_the_same(rewrite: str, factor: int) -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(AutoencoderConfig(factor=factor, width=6, latent_channels=3))
+    model.standardise(torch.tensor([0.1, -0.2, 0.3]), torch.tensor([0.5, 0.7, 2.0]))
+    program = DecoderProgram(shaken(model.decoder))
+    latent = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+    expected = copy.deepcopy(program).double()(latent.double())
+    result = rewritten(program, [rewrite])
+    assert 0.05 < expected.std() < 20
+    torch.testing.assert_close(result(latent).double(), expected, rtol=0, atol=1e-5)
+    built, _ = BUILT[rewrite]
+    after = types(result)
+    assert (after[built], after[LatentDecoder], after[IDWT2]) == (1, 0, 0)
+    assert after[nn.Conv2d] == types(program)[nn.Conv2d]
+    assert types(program)[IDWT2] == factor // 4 + 1
+
+
+@pytest.mark.parametrize("target", targets())
+def test_no_target_is_given_a_transposed_convolution(target: str) -> None:
+    decoder = DecoderProgram(Autoencoder(AutoencoderConfig(width=4)).decoder.eval())
+    module, held = rewritten(decoder, targets()[target].rewrites), []
+    for program in (decoder, module):
+        nodes = torch.export.export(program, (torch.zeros(1, 4, 4, 4),)).graph.nodes
+        held.append(sum("conv_transpose" in str(node.target) for node in nodes))
+    assert held == [2, 0]
 
 
 # A copy is rewritten
