@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_sd.autoencoder import Codec
 from edge_sd.data import ImageData
-from edge_sd.data.cache import cache_folder
+from edge_sd.data.cache import cache_folder, locked
 from edge_sd.decoder import Decoder, image_shape, latent_space
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
@@ -76,34 +76,41 @@ def encode_data(
     """
     if data.crop:
         raise UsageError("windows cannot be cut at random out of images whose latents are kept", "leave --crop out")
-    size = data.pixels.shape[-1]
     given = codec.digest
     path = cache_folder(cache) / f"latents-{fingerprint({'data': data.digest, 'autoencoder': given})}.safetensors"
     found = _cached(path, data.digest, given)
     if found is None:
-        if not codec.own:
-            codec = codec.rescaled(1.0, 0.0)
-        latents = _encode(data, codec, observe)
-        _refuse_odd(latents, codec, size)
-        scale, shift = 1.0, 0.0
-        if not codec.own:
-            shift, deviation = float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64))
-            if not deviation:
-                raise EdgeSDError(f"all latents of these images are {shift:g}", "are the images all of one colour?")
-            scale = 1 / deviation
-            latents = (latents - np.float32(shift)) * np.float32(scale)
-        array = latents.astype(np.float16)
-        header = LatentsHeader(
-            data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift,
-            digest=tensors_digest({"latents": array}),
-        )  # fmt: skip
-        write_tensors(path, {"latents": array}, header)
-        found = header, array
+        with locked(path):  # of many processes on a machine one encodes
+            found = _cached(path, data.digest, given) or _made(path, data, codec, observe)
     header, array = found
     decoder = codec.decoder if codec.own else codec.rescaled(header.latent_scale, header.latent_shift).decoder
     space = latent_space(decoder)
     digest = fingerprint({"data": data.digest, "autoencoder": given, "latent_space": space})
     return LatentData(array, digest, f"{data.about}, as latents", data.labels, decoder, space)
+
+
+def _made(
+    path: Path, data: ImageData, codec: Codec, observe: Callable[[int, int], None]
+) -> tuple[LatentsHeader, NDArray[np.float16]]:
+    """Encode, measure a foreign autoencoder's scale, and write the file."""
+    given, scale, shift = codec.digest, 1.0, 0.0
+    if not codec.own:
+        codec = codec.rescaled(scale, shift)
+    latents = _encode(data, codec, observe)
+    _refuse_odd(latents, codec, data.pixels.shape[-1])
+    if not codec.own:
+        shift, deviation = float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64))
+        if not deviation:
+            raise EdgeSDError(f"all latents of these images are {shift:g}", "are the images all of one colour?")
+        scale = 1 / deviation
+        latents = (latents - np.float32(shift)) * np.float32(scale)
+    array = latents.astype(np.float16)
+    header = LatentsHeader(
+        data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift,
+        digest=tensors_digest({"latents": array}),
+    )  # fmt: skip
+    write_tensors(path, {"latents": array}, header)
+    return header, array
 
 
 def _cached(path: Path, data_digest: str, autoencoder: str) -> tuple[LatentsHeader, NDArray[np.float16]] | None:
