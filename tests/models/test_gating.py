@@ -49,9 +49,10 @@ def test_up_without_detail_starts_as_pixel_doubling() -> None:
     torch.testing.assert_close(up(x), F.interpolate(x, scale_factor=2.0, mode="nearest"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2"])
-def test_down_is_the_gated_sum_of_the_subbands(wavelet: str) -> None:
-    down = with_random_weights(WaveletDown(CHANNELS, wavelet))
+def test_down_is_the_gated_sum_of_the_subbands(wavelet: str, training: bool) -> None:
+    down = with_random_weights(WaveletDown(CHANNELS, wavelet)).train(training)
     x = image(3, CHANNELS, 8, 12)
     ca, details = pywt.dwt2(x.double().numpy(), wavelet, "periodization")
     g = gates(down.gate, x.double().numpy())
@@ -59,9 +60,10 @@ def test_down_is_the_gated_sum_of_the_subbands(wavelet: str) -> None:
     np.testing.assert_allclose(down(x).detach().numpy(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("wavelet", ["haar", "db2", "bior2.2"])
-def test_up_is_the_inverse_of_the_gated_expansion(wavelet: str) -> None:
-    up = with_random_weights(WaveletUp(CHANNELS, wavelet))
+def test_up_is_the_inverse_of_the_gated_expansion(wavelet: str, training: bool) -> None:
+    up = with_random_weights(WaveletUp(CHANNELS, wavelet)).train(training)
     x = image(3, CHANNELS, 4, 6)
     weight, bias = up.expand.weight.detach().double().numpy()[:, :, 0, 0], up.expand.bias.detach().double().numpy()
     expanded = np.einsum("oc,bchw->bohw", weight, x.double().numpy()) + bias[:, None, None]
