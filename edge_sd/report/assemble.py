@@ -84,7 +84,7 @@ def _model_row(role: str, path: Path) -> ModelRow:
 def _curve(path: Path) -> Curve:
     """Average the log over at most `_CURVE_POINTS` stretches."""
     records = read_metrics(path)
-    terms = [key for key in records[0] if key not in ("step", "gradient_norm", "learning_rate", "images_per_s")]
+    terms = [key for key in records[0] if key not in ("step", "gradient_norm", "learning_rate", "images_per_s", "wait_share")]
     stretches = np.array_split(np.arange(len(records)), min(_CURVE_POINTS, len(records)))
     return Curve(
         steps=[int(records[stretch[-1]]["step"]) for stretch in stretches],

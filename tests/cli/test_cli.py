@@ -340,7 +340,7 @@ def test_what_cannot_be_meant_is_exit_code_2(
     "arguments",
     [
         ("train", "--stpes", "3", "-o", "out"), ("paint",), ("list", "colours"), ("train", "--steps", "0", "-o", "out"),
-        ("train", "--steps", "many", "-o", "out"), ("train",), ("export", "x.safetensors"), ("sample",),
+        ("train", "--steps", "many", "-o", "out"), ("train",), ("export", "x.safetensors"), ("bench",),
     ],
 )  # fmt: skip
 def test_what_cannot_be_parsed_is_exit_code_2(
