@@ -20,9 +20,12 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet $(EDITABLE) ".[dev]"
 	touch $@
 
-# Train, distil, export, prove and measure the built-in example; then open out/demo/report.html.
+# Train, distil, export, prove and measure the built-in example; then open out/demo/report.html. Then the shipped emoji model.
 demo: install
 	$(BIN)/edge-sd run demo -o out/demo
+	$(BIN)/edge-sd export --target all --overwrite -o out/emoji64.edgesd
+	$(BIN)/edge-sd parity out/emoji64.edgesd --runtime onnxruntime --runtime executorch
+	$(BIN)/edge-sd sample out/emoji64.edgesd -n 16 --scale 2 --overwrite -o out/emoji64.png
 
 test: install
 	$(BIN)/pytest
@@ -38,6 +41,8 @@ check: install
 bench: install
 	$(BIN)/python tests/benchmarks/denoiser.py
 	$(BIN)/python tests/benchmarks/export.py
+	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/training.py latent16
 
 wheel: install
 	rm -rf build
