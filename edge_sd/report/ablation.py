@@ -39,13 +39,10 @@ class Summary(Record):
     difference_half_width: float | None = None
 
     @property
-    def verdict(self) -> Literal["", "better", "worse", "undecided"]:
-        """Whether the difference to the baseline is beyond its interval; of figures that are best low."""
-        if self.difference is None or self.difference_half_width is None:
-            return ""
-        if abs(self.difference) <= self.difference_half_width:
-            return "undecided"
-        return "better" if self.difference < 0 else "worse"
+    def beyond(self) -> bool:
+        """Whether the difference to the baseline is larger than its interval."""
+        width = self.difference_half_width
+        return self.difference is not None and width is not None and abs(self.difference) > width
 
 
 class Row(Record):
@@ -143,10 +140,11 @@ def assemble_ablation(
 
 
 def ablation_table(report: AblationReport, figures: Sequence[str]) -> str:
-    """A Markdown table: mean ± half the 95 % interval, and in brackets the difference to the baseline with its own."""
+    """A Markdown table: mean ± half the 95 % interval; in brackets the difference to the baseline, bold beyond its interval."""
     lines = [
         f"{report.data}; n = {report.n} against {report.split}; seeds {', '.join(map(str, report.seeds))}. "
-        "Mean ± 95 % t-interval over seeds; in brackets the difference to Lite, seed by seed.",
+        "Mean ± 95 % t-interval over seeds; in brackets the difference to Lite, seed by seed, bold where it is "
+        "beyond its interval.",
         "",
         "| variant | M params | MMACs | s a run | " + " | ".join(figures) + " |",
         "| --- | --- | --- | --- |" + " --- |" * len(figures),
@@ -163,7 +161,8 @@ def _cell(summary: Summary) -> str:
     if summary.difference is None:
         return text
     width = "" if summary.difference_half_width is None else f" ± {summary.difference_half_width:.3f}"
-    return f"{text} ({summary.difference:+.3f}{width})"
+    difference = f"({summary.difference:+.3f}{width})"
+    return f"{text} **{difference}**" if summary.beyond else f"{text} {difference}"
 
 
 def headline(report: AblationReport) -> list[str]:
