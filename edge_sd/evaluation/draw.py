@@ -87,12 +87,18 @@ def draw(
     blocks = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     processes = 1 if isinstance(drawer, GivenSamples) else min(processes, len(blocks))
     if processes > 1:
-        return _draw_apart(drawer, blocks, processes, threads or max(1, (os.cpu_count() or 1) // processes), observe)
+        return _draw_apart(drawer, blocks, processes, threads or max(1, cores() // processes), observe)
     one, found = drawer.open(threads), []
     for block in blocks:
         found.append(one(block))
         observe(block.stop, count)
     return np.concatenate(found)
+
+
+def cores() -> int:
+    """How many this process may run on. More threads than that would wait for each other, a hundred times slower."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS or Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _draw_apart(drawer: Drawer, blocks: list[range], processes: int, threads: int, observe: Callable[[int, int], None]) -> Pixels:

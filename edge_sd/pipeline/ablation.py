@@ -5,7 +5,6 @@ against the same real images; what is compared is the difference to Lite seed by
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +23,7 @@ from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import DataConfig, grid, open_data, save_png
 from edge_sd.diffusion import compile_plan
 from edge_sd.errors import UsageError
-from edge_sd.evaluation.draw import CheckpointDrawer, PlanChoice, draw
+from edge_sd.evaluation.draw import CheckpointDrawer, PlanChoice, cores, draw
 from edge_sd.evaluation.features import load_features
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.evaluation.record import Evaluation
@@ -232,7 +231,7 @@ class Ablation:
         return frequency_figure(gates, plan.timestep, recoveries, dict(sorted(spectra.items(), key=lambda item: item[0])))
 
     def _job(self, variant: str, seed: int) -> "_Job":
-        threads = max(1, (os.cpu_count() or 1) // self.config.processes)
+        threads = max(1, cores() // self.config.processes)
         return _Job(self.config.model_dump_json(), self.out, variant, seed, threads)
 
     def _train(self, jobs: list[_Job]) -> None:
