@@ -240,6 +240,7 @@ class Ablation:
             job for job in jobs if not self.stages.done(job.name, self._settings(job), keys, [job.checkpoint, job.evaluation])
         ]
         done = len(jobs) - len(todo)
+        self.update("variants", done, len(jobs), "")
         with ProcessPoolExecutor(self.config.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
             futures = {pool.submit(_train_and_measure, job, self.overwrite): job for job in todo}
             try:

@@ -268,6 +268,11 @@ def test_a_configuration_that_cannot_be_meant_is_refused_before_training(
     assert not (tmp_path / "out" / "teacher").exists()
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "docs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_of_the_documentation_are_some(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
