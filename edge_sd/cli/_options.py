@@ -28,7 +28,7 @@ Resize = Annotated[
 Split = Annotated[
     str | None, typer.Option("--split", help="Sub-folder, word in the shards' names, or split of a hub data set: train.")
 ]
-Labels = Annotated[bool, typer.Option("--labels", help="Read classes too; an error where there are none.")]
+Labels = Annotated[bool, typer.Option("--labels", help="Read classes too, and learn them; an error where there are none.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Where the classes are, if several columns could be it.")]
 ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Where the images are, if several columns hold some.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Read this many images at most.", min=1)]

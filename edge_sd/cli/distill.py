@@ -59,6 +59,8 @@ def distill(
     config = option.pick(TrainConfig, given, "training settings")
     distillation = option.pick(DistillConfig, given, "distillation settings")
     followed = open_model(option.shipped(teacher)).checkpoint
+    if model.num_classes is None:
+        model = model.model_copy(update={"num_classes": followed.header.model.num_classes})
     samples = latent.read_samples(given, model, autoencoder)
     with progress(f"distilling {preset}") as update:
         distill_from(

@@ -50,6 +50,8 @@ def train(
     chosen, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
     samples = latent.read_samples(given, model, autoencoder)
+    if samples.labels is not None and model.num_classes is None:
+        model = model.model_copy(update={"num_classes": int(samples.labels.max()) + 1})
     with progress(f"training {preset}") as update:
         fit(
             model, SCHEDULES[chosen.schedule], chosen.prediction, samples, config, output, overwrite=overwrite,

@@ -246,6 +246,22 @@ def test_doctor_is_clean_json(tmp_path: Path) -> None:
 # Data
 
 
+def test_classes_that_are_read_are_learnt_and_drawn(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(2):
+            Image.new("RGB", (16, 16), (100 * number, 50 * index, 0)).save(tmp_path / "photos" / name / f"{index}.png")
+    data = ("--data", tmp_path / "photos", "--labels", "--size", 16, "--steps", 1, "--batch-size", 2, "--sample-every", 0)
+    teacher, student = (tmp_path / role / "checkpoint.safetensors" for role in ("teacher", "student"))
+    assert call("train", *data, "--preset", "tiny16", "-o", teacher.parent).code == 0
+    assert call("distill", *data, "--preset", "tiny16", "--teacher", teacher, "-o", student.parent).code == 0
+    assert [load_checkpoint(path).header.model.num_classes for path in (teacher, student)] == [2, 2]
+    assert call("sample", student, "--label", 1, "-n", 1, "--steps", 1, "-o", tmp_path / "dog.png").code == 0
+    unlabelled = [value for value in data if value != "--labels"]
+    assert call("train", *unlabelled, "-o", tmp_path / "plain").code == 0
+    assert load_checkpoint(tmp_path / "plain" / "checkpoint.safetensors").header.model.num_classes is None
+
+
 def test_images_of_several_sizes(tmp_path: Path) -> None:
     folder = images(tmp_path / "photos", (16, 16), (40, 24), (9, 30))
     arguments = ("train", "--data", folder, "--size", 16, "--steps", 1, "--batch-size", 2, "--sample-every", 0)
