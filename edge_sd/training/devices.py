@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from edge_sd.errors import UsageError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.training.config import TrainConfig
 
 Batch = tuple[Tensor, ...]
@@ -26,10 +26,22 @@ def open_accelerator() -> Accelerator:
     """Join the processes that were launched together, or be the only one.
 
     Precision is a training setting here; what the launcher was configured with must not change it.
+
+    Raises:
+        UsageError: they were launched for something else than DDP or FSDP.
+        EdgeSDError: they do not find each other.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
     # Gradients that live in the buckets save a copy of them.
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[buckets])
+    # Of processes on CPUs accelerate has to be told: each would be the only one, and all would write one folder.
+    cpu = launched > 1 and not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[buckets])
+    if accelerator.num_processes != launched:
+        raise EdgeSDError(
+            f"{launched} processes were launched, and this one is of {accelerator.num_processes}",
+            "launch them by torchrun --nproc-per-node N -m edge_sd …, or accelerate launch on GPUs",
+        )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and accelerator.distributed_type == DistributedType.MULTI_CPU:
         # accelerate knows FSDP on GPUs and the like alone, and would quietly give each process all weights.
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()

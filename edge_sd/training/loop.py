@@ -8,13 +8,16 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,13 +76,28 @@ def train(
 
     Raises:
         UsageError: `out` holds something that is no run, or a batch cannot be divided.
-        EdgeSDError: a run with other settings is there, a loss is not finite, or the disk is full.
+        EdgeSDError: a run with other settings is there, or another process at work; a loss is not finite, or the disk is full.
     """
     settings = _settings(learner, samples, config, provenance)
     finished = _prepare(out, learner, settings, overwrite)
     if finished is not None:
         return finished
     accelerator = devices.open_accelerator()
+    with _alone(out) if accelerator.is_main_process else nullcontext():
+        return _train(learner, samples, config, out, provenance, settings, accelerator, observe)
+
+
+def _train(
+    learner: Learner,
+    samples: Samples,
+    config: TrainConfig,
+    out: Path,
+    provenance: Provenance,
+    settings: dict[str, Any],
+    accelerator: Accelerator,
+    observe: Callable[[Progress], None],
+) -> Any:
+    """The run itself, as one of the accelerator's processes."""
     device, processes = accelerator.device, accelerator.num_processes
     share = devices.share_of(config, processes, accelerator.process_index)
     layout = Layout(processes=processes, slices=config.accumulate, compiled=config.compile)
@@ -221,6 +239,21 @@ def _prepare(out: Path, learner: Learner, settings: dict[str, Any], overwrite: b
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     return None
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a run's folder, by a lock that a killed process loses."""
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise EdgeSDError(f"another process is training in {out}", "wait for it, or choose another -o") from error
+    try:
+        yield
+    finally:
+        (out / ".lock").unlink(missing_ok=True)
+        lock.release()
 
 
 def _refuse_non_finite(values: dict[str, float], step: int, last_good: str) -> None:

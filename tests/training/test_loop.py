@@ -439,3 +439,13 @@ def test_the_rate_warms_up_and_falls(decay: Any, warmup: int) -> None:
     assert 0 < rates[0] <= 0.5 / (warmup + 1)
     assert all(later <= earlier for earlier, later in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
     assert rates[100] == pytest.approx(0.5 if decay == "constant" else 0, abs=1e-12)
+
+
+def test_of_two_processes_in_one_folder_the_second_is_refused(run: Runs, tmp_path: Path) -> None:
+    def start_another(progress: Progress) -> None:
+        with pytest.raises(EdgeSDError, match=f"another process is training in {tmp_path}"):
+            run(tmp_path)
+
+    whole = run(tmp_path, observe=start_another)
+    assert whole.header.provenance.steps == TRAIN.steps
+    assert [record["step"] for record in read_metrics(tmp_path / METRICS)] == list(range(1, TRAIN.steps + 1))

@@ -38,7 +38,7 @@ LAUNCHERS = {
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same command under each launcher, into folders of their names."""
     folder = tmp_path_factory.mktemp("launched")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     for name, launcher in LAUNCHERS.items():
         command = [sys.executable, *launcher, "-m", "edge_sd", "train", *TINY, "-o", str(folder / name)]
         found = subprocess.run(command, env=environment, cwd=Path.cwd(), capture_output=True, text=True, timeout=300)
@@ -128,7 +128,7 @@ def launch(tiny_config: ModelConfig, tmp_path: Path) -> Launch:
     def start(
         out: Path, rank: int, processes: int, port: int, shards: bool, texts: dict[str, Any]
     ) -> tuple[BaseProcess, Connection]:
-        environment = {"ACCELERATE_USE_CPU": "true", "RANK": str(rank)}
+        environment = {"CUDA_VISIBLE_DEVICES": "", "RANK": str(rank)}
         if processes > 1:
             environment |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
