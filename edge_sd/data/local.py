@@ -5,6 +5,7 @@ Folders of images are read directly: `datasets`' imagefolder resolves every file
 """
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def find_files(source: str) -> Files:
     """
     path = Path(source)
     if path.is_dir():
-        root, found = path, list(path.rglob("*"))
+        root, found = path, _below(path)
     elif path.exists():
         root, found = path.parent, [path]
     elif glob.has_magic(source):
@@ -65,6 +66,31 @@ def find_files(source: str) -> Files:
     return Files(kind, root, sorted(paths))
 
 
+def _below(root: Path) -> list[Path]:
+    """Files below a folder and below the folders that links in it lead to, each once; hidden ones, and what macOS adds, are none.
+
+    A link is followed when all that is no link has been seen: a folder keeps its own name, which is a class, and links in a
+    circle come to an end.
+    """
+    found, waiting, seen = list[Path](), [root], set[str]()
+    for start in waiting:  # grows while it is gone through
+        for place, folders, names in os.walk(start):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()  # nor what is below it
+                continue
+            seen.add(real)
+            folders[:] = sorted(filter(_is_visible, folders))  # of two links to one folder it is always the same that counts
+            waiting += [below for below in (Path(place, name) for name in folders) if below.is_symlink()]
+            found += [Path(place, name) for name in names if _is_visible(name)]
+    return found
+
+
+def _is_visible(name: str) -> bool:
+    """Beside `x.png` macOS keeps `._x.png`, which is no image, and in its zip archives a whole folder of such."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
 def chosen_files(config: DataConfig) -> Files:
     """`find_files` of the source, those of the split alone where one is given.
 
@@ -75,7 +101,9 @@ def chosen_files(config: DataConfig) -> Files:
     if split is None:
         return files
     if files.kind == "folder":
-        paths = [path for path in files.paths if split in path.relative_to(files.root).parts[:-1]]
+        depths = {path: depth for path in files.paths if (depth := _split_depth(path, files.root, split)) is not None}
+        shallowest = min(depths.values(), default=0)  # below it the same name is that of a class
+        paths = [path for path, depth in depths.items() if depth == shallowest]
         hint = f"with --split, images lie in a sub-folder {split}/"
     else:
         word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(split)}(?![A-Za-z0-9])")
@@ -86,6 +114,12 @@ def chosen_files(config: DataConfig) -> Files:
     return Files(files.kind, files.root, paths)
 
 
+def _split_depth(path: Path, root: Path, split: str) -> int | None:
+    """How far below the root the first folder of that name is in which a file lies; None where there is none."""
+    folders = path.relative_to(root).parts[:-1]
+    return folders.index(split) if split in folders else None
+
+
 def image_folder(config: DataConfig, files: Files, decode: Callable[[Path, str], NDArray[np.uint8]]) -> Source:
     """A folder of images as a source; the class is the name of an image's own folder.
 
@@ -93,7 +127,7 @@ def image_folder(config: DataConfig, files: Files, decode: Callable[[Path, str],
         UsageError: labels are asked for, and an image lies in no sub-folder.
     """
     paths, names = files.paths, [path.parent.name for path in files.paths]
-    bare = [path for path in paths if path.parent == files.root or path.parent.name == config.split]
+    bare = [path for path in paths if _is_bare(path, files.root, config.split)]
     if config.labelled and bare:
         raise UsageError(
             f"labels are asked for, and {len(bare)} image(s) of {files.root} lie in no sub-folder of a class: {named(bare)}",
@@ -111,3 +145,9 @@ def image_folder(config: DataConfig, files: Files, decode: Callable[[Path, str],
             yield Item(str(path), partial(decode, path, str(path)), places.get(names[index]))
 
     return Source(f"images of {Path(config.source).name}", items, len(chosen), classes=classes)
+
+
+def _is_bare(path: Path, root: Path, split: str | None) -> bool:
+    """Whether an image lies in the source's own folder, or in the split's, and so in that of no class."""
+    depth = None if split is None else _split_depth(path, root, split)
+    return len(path.relative_to(root).parts) == (1 if depth is None else depth + 2)

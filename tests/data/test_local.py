@@ -47,6 +47,48 @@ def test_a_split_is_a_sub_folder_and_no_class(pictures: Any, write_folder: Any, 
         read(tmp_path, split="train", labels=True)
 
 
+def test_below_a_split_its_name_and_others_are_those_of_classes(pictures: Any, write_folder: Any, tmp_path: Path) -> None:
+    classes = [f"{split}/{name}" for split in ("train", "test") for name in ("cat", "train", "dog") for _ in range(2)]
+    folder = write_folder(tmp_path / "c100", pictures(12), classes)
+    data = read(folder, split="train", labels=True)
+    assert data.labels is not None
+    assert (data.labels.tolist(), data.classes) == ([0, 0, 1, 1, 2, 2], ("cat", "dog", "train"))
+    np.testing.assert_array_equal(read(folder, split="test").pixels, read(folder / "test").pixels)
+    (folder / "train" / "0012.png").write_bytes(pictures(1)[0])
+    with pytest.raises(UsageError, match=r"1 image\(s\) .* lie in no sub-folder of a class: .*c100/train/0012\.png"):
+        read(folder, split="train", labels=True)
+
+
+def test_a_split_may_lie_below_other_folders(pictures: Any, write_folder: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path, pictures(4), ["a/train/cat", "b/train/dog", "a/test/cat", "a/train/cat"])
+    assert read(tmp_path, split="train", labels=True).classes == ("cat", "dog")
+    assert len(read(tmp_path, split="train")) == 3
+
+
+def test_links_to_folders_are_followed_and_a_circle_ends(pictures: Any, write_folder: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path / "elsewhere", pictures(2), ["bird", "bird/deep"])
+    folder = write_folder(tmp_path / "pets", pictures(2), ["cat", "dog"])
+    (folder / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
+    (tmp_path / "elsewhere" / "bird" / "round").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "cat")
+    data = read(folder, labels=True)
+    assert data.classes == ("bird", "cat", "deep", "dog")
+    assert [str(path.relative_to(folder)) for path in find_files(str(folder)).paths] == [
+        "bird/0000.png", "bird/deep/0001.png", "cat/0000.png", "dog/0001.png",
+    ]  # fmt: skip
+    (tmp_path / "link").symlink_to(folder)
+    assert read(tmp_path / "link").digest == read(folder).digest
+
+
+def test_what_systems_add_to_a_folder_is_not_read(pictures: Any, write_folder: Any, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pets", pictures(2), ["cat", "dog"])
+    before = read(folder, labels=True)
+    for name in ("cat/._0000.png", "__MACOSX/cat/._0000.png", "__MACOSX/cat/0000.png", ".thumbnails/0000.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    assert (read(folder, labels=True).digest, before.classes) == (before.digest, ("cat", "dog"))
+
+
 def test_one_file_and_a_glob(pictures: Any, write_folder: Any, tmp_path: Path) -> None:
     write_folder(tmp_path, pictures(3))
     assert len(read(tmp_path / "0001.png")) == 1
