@@ -35,10 +35,8 @@ def decode(content: bytes | Path, name: str, size: int, *, resize: bool, crop: i
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode == "F":
-                raise ValueError("its pixels are real numbers of no known range")
-            if image.mode.startswith("I;16"):  # Pillow would clip it to white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode[0] in "FI":
+                image = _grey(image, file.format)
             image = image.convert("RGBA") if image.has_transparency_data else image.convert("RGB")
     except Exception as error:  # on damaged bytes Pillow raises whatever its parsers run into: struct.error, IndexError, ...
         raise BrokenImageError(f"is not a readable image: {error or type(error).__name__}") from error
@@ -53,3 +51,21 @@ def decode(content: bytes | Path, name: str, size: int, *, resize: bool, crop: i
             raise BrokenImageError(f"is {image.width}×{image.height}, too small to be scaled to {side}")
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _grey(image: Image.Image, file_format: str | None) -> Image.Image:
+    """The upper 8 of 16 bits, which Pillow would clip to white; with an alpha channel where one value stands for transparent.
+
+    Raises:
+        ValueError: its pixels are numbers of which nobody knows what is white.
+    """
+    values = np.asarray(image)  # (H, W)
+    if image.mode == "F":
+        raise ValueError("its pixels are real numbers of no known range")
+    # The formats whose numbers of up to 16 bits Pillow may hand over as ones of 32.
+    if image.mode == "I" and (file_format not in ("PNG", "PPM") or values.min() < 0 or values.max() > 0xFFFF):
+        raise ValueError("its pixels are whole numbers of no known range")
+    grey, transparent = Image.fromarray((values >> 8).astype(np.uint8)), image.info.get("transparency")
+    if transparent is None:
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))

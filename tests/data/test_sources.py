@@ -122,6 +122,32 @@ def test_grey_of_sixteen_bits_keeps_its_tones(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(tmp_path)[0, ..., 0], grey / 257, atol=1)
 
 
+def test_a_portable_greymap_of_sixteen_bits_keeps_its_tones(tmp_path: Path) -> None:
+    """Pillow hands it over as numbers of 32 bits."""
+    grey = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(">u2")
+    (tmp_path / "grey.ppm").write_bytes(f"P5 {SIZE} {SIZE} 65535\n".encode() + grey.tobytes())
+    np.testing.assert_allclose(read(tmp_path)[0, ..., 0], grey / 257, atol=1)
+
+
+def test_grey_of_sixteen_bits_with_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    """A neighbour of the value that stands for transparent has the same upper bits, and is none."""
+    grey = np.full((SIZE, SIZE), 0x6401, dtype=np.uint16)
+    grey[0] = 0x6400
+    Image.fromarray(grey).save(tmp_path / "grey.png", transparency=0x6400)
+    pixels = read(tmp_path)[0]
+    assert (pixels[0] == 255).all()
+    assert (pixels[1:] == 0x64).all()
+
+
+@pytest.mark.parametrize(("dtype", "numbers"), [(np.int32, "whole"), (np.float32, "real")])
+def test_numbers_of_which_nobody_knows_what_is_white_are_refused(dtype: Any, numbers: str, tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(
+        EdgeSDError, match=rf"a\.tiff is not a readable image: its pixels are {numbers} numbers of no known range"
+    ):
+        read(tmp_path)
+
+
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
     rgba = np.zeros((SIZE, SIZE, 4), dtype=np.uint8)
     rgba[0], rgba[1], rgba[2] = (255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128)
