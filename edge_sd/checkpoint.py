@@ -92,9 +92,12 @@ class Checkpoint:
         return model.eval()
 
     def rounded(self) -> "Checkpoint":
-        """The same with weights rounded to float16; `save` can then keep them in half the bytes."""
+        """The same with weights rounded to float16, which `save` can keep in half the bytes; of the parent "float32"."""
         weights = {name: value.astype(np.float16).astype(np.float32) for name, value in self.weights.items()}
-        return Checkpoint(self.header.model_copy(update={"digest": tensors_digest(weights)}), weights)
+        provenance = self.header.provenance
+        parents = {**provenance.parents, "float32": self.header.digest}
+        changes = {"digest": tensors_digest(weights), "provenance": provenance.model_copy(update={"parents": parents})}
+        return Checkpoint(self.header.model_copy(update=changes), weights)
 
     def save(self, path: Path, *, half: bool = False) -> None:
         """Write the file, atomically.

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from edge_sd.models import ModelConfig, Preset
     from edge_sd.validation import Model
 
-SHIPPED_MODEL = "emoji64"  # what is drawn and exported where no model is given
 
 Source = Annotated[
     str,

@@ -64,7 +64,7 @@ def distill(
     samples = latent.read_samples(given, model, autoencoder)
     with progress(f"distilling {preset}") as update:
         distill_from(
-            model, followed, samples, config, distillation, output, overwrite=overwrite,
+            model, followed.checkpoint, samples, config, distillation, output, overwrite=overwrite,
             observe=lambda p: update(p.step, p.steps, str(p)),
         )  # fmt: skip
     say(f"wrote {Path(output) / CHECKPOINT}")

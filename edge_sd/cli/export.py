@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge_sd.cli import _options as option
+from edge_sd.pretrained import DEFAULT
 
 if TYPE_CHECKING:
     from edge_sd.bundle.manifest import Program
@@ -16,7 +17,7 @@ def export(
     target: Annotated[list[str], typer.Option("--target", help="edge-sd list targets, or all; may be given several times.")],
     checkpoint: Annotated[
         Path, typer.Argument(help="Checkpoint, diffusers folder, or a shipped model: edge-sd list models.")
-    ] = Path(option.SHIPPED_MODEL),
+    ] = Path(DEFAULT),
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="NAME.edgesd; beside the checkpoint if left out, here if it is shipped.")
     ] = None,

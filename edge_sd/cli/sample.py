@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge_sd.cli import _options as option
+from edge_sd.pretrained import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,7 @@ _DEFAULT_SOLVER, _DEFAULT_STEPS = "dpmpp", 20
 def sample(
     model: Annotated[
         Path, typer.Argument(help="Checkpoint, bundle NAME.edgesd, or a shipped model: edge-sd list models.")
-    ] = Path(option.SHIPPED_MODEL),
+    ] = Path(DEFAULT),
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
     count: Annotated[int, typer.Option("-n", "--count", help="How many samples.", min=1)] = 16,
     solver: Annotated[str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp, or a bundle's own plan.")] = None,

@@ -110,7 +110,10 @@ def refuse_other_latents(checkpoint: Checkpoint, decoder: Decoder) -> None:
     Raises:
         EdgeSDError: it does not.
     """
-    trained_on = checkpoint.header.provenance.parents.get("autoencoder")
+    provenance = checkpoint.header.provenance
+    trained_on = provenance.parents.get("autoencoder")
+    if trained_on is None and provenance.made_by in ("train", "distill"):
+        raise EdgeSDError("the denoiser was trained on pixels, and a decoder takes latents", "leave the decoder out")
     if trained_on is not None and trained_on != (given := latent_space(decoder)):
         raise EdgeSDError(
             f"the denoiser was trained on latents {trained_on[:12]}, the decoder takes {given[:12]}",

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from edge_sd.checkpoint import load_checkpoint
+from edge_sd.autoencoder import AutoencoderFile
+from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
 from edge_sd.diffusion import NoiseSchedule
 from edge_sd.errors import EdgeSDError
-from edge_sd.foreign import load_foreign
+from edge_sd.foreign import load_foreign, refuse_other_latents
+from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 
 MakeTheirs = Callable[..., diffusers.UNet2DModel]
 
@@ -157,3 +159,11 @@ def test_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EdgeSDError, match="is not a folder"):
         load_foreign(tmp_path / "file")
+
+
+def test_a_decoder_for_a_denoiser_of_pixels(tiny_checkpoint: Checkpoint) -> None:
+    provenance = tiny_checkpoint.header.provenance.model_copy(update={"made_by": "train", "parents": {}})
+    header = tiny_checkpoint.header.model_copy(update={"provenance": provenance})
+    decoder = AutoencoderFile.of(Autoencoder(AutoencoderConfig()), Provenance(made_by="train-autoencoder")).decoder()
+    with pytest.raises(EdgeSDError, match="trained on pixels"):
+        refuse_other_latents(Checkpoint(header, tiny_checkpoint.weights), decoder)
