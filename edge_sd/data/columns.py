@@ -15,6 +15,8 @@ from edge_sd.errors import EdgeSDError, UsageError
 # Names that stand for classes where no column says so by its type.
 _LABEL_NAMES = ("label", "labels", "class", "cls")
 Decode = Callable[[bytes, str], NDArray[np.uint8]]
+Label = int | str | None
+ReadLabel = Callable[[Any], Label]
 
 
 @dataclass(frozen=True)
@@ -115,18 +117,26 @@ def _is_binary(kind: Any) -> bool:
     return str(getattr(kind, "dtype", "")) in ("binary", "large_binary")
 
 
+def label_as_given(value: Any) -> Label:
+    """The label of a table: a number or a name, as its column's type says."""
+    given: Label = value
+    return given
+
+
 def items_of(
     rows: Iterator[Mapping[str, Any]],
     columns: Columns,
     decode: Decode,
     name: Callable[[int, Mapping[str, Any]], str],
     fetch: Callable[[str], bytes] | None = None,
+    read_label: ReadLabel = label_as_given,
 ) -> Iterator[Item | Skipped]:
     """Turn rows into items.
 
     Args:
         name: of row i.
         fetch: reads an image of which the row holds only the address; None where a row has to hold the image itself.
+        read_label: value of a row's column → its label; a ValueError says what is wrong with it, and leaves out that row.
 
     Raises:
         UsageError: a row holds several images.
@@ -137,7 +147,11 @@ def items_of(
             raise UsageError(f"{name(index, row)} holds several images: {', '.join(held)}", f"--image-column {next(iter(held))}")
         value = next(iter(held.values()), None)
         content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        label = row.get(columns.label) if columns.label else None
+        try:
+            label = read_label(row.get(columns.label)) if columns.label else None
+        except ValueError as error:
+            yield Skipped(name=name(index, row), reason=str(error))
+            continue
         if content is not None:
             yield Item(name(index, row), partial(decode, content, name(index, row)), label)
         elif path and fetch:
@@ -152,7 +166,7 @@ def _fetched(fetch: Callable[[str], bytes], path: str, decode: Decode, name: str
     return decode(fetch(path), name)
 
 
-def label_indices(labels: list[int | str | None], classes: tuple[str, ...]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def label_indices(labels: list[Label], classes: tuple[str, ...]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels → (N,) int64 and the classes' names: given, or sorted where labels are names, or "0", "1", … where they are numbers.
 
     Raises:
@@ -162,8 +176,7 @@ def label_indices(labels: list[int | str | None], classes: tuple[str, ...]) -> t
         classes = tuple(sorted({str(label) for label in labels}))
         places = {name: place for place, name in enumerate(classes)}
         return np.array([places[str(label)] for label in labels], dtype=np.int64), classes
-    indices = np.array(labels, dtype=np.int64)
-    top = int(indices.max(initial=-1))
+    top = max((label for label in labels if isinstance(label, int)), default=-1)  # before they are int64: it may not be one
     if top >= (len(classes) or 100_000):
         raise EdgeSDError(f"label {top} is none of {len(classes) or '100000'} classes", "--label-column names another column")
-    return indices, classes or tuple(map(str, range(top + 1)))
+    return np.array(labels, dtype=np.int64), classes or tuple(map(str, range(top + 1)))

@@ -1,7 +1,6 @@
-"""What parquet files and webdataset shards share: Hugging Face `datasets` opens them, and their images are decoded here.
+"""What parquet files and webdataset shards share: each is opened by itself, and its images are decoded here.
 
-Every shard is opened by itself, so that one that was cut short is named and the others are read. Nothing is looked up online
-and nothing is copied.
+So one that was cut short is named, and the others are read. Nothing is looked up online and nothing is copied.
 """
 
 import glob
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_sd.data.columns import Columns, Decode, items_of
+from edge_sd.data.columns import Columns, Decode, ReadLabel, items_of, label_as_given
 from edge_sd.data.config import DataConfig
 from edge_sd.data.items import Item, Skipped
 from edge_sd.data.local import Files
@@ -40,13 +39,19 @@ def stream(kind: str, path: Path, **options: Any) -> Any:
 
 
 def shard_items(
-    path: Path, open_shard: Callable[[], Any], columns: Columns, decode: Decode, known_fault: Skipped | None = None
+    path: Path,
+    open_shard: Callable[[], Any],
+    columns: Columns,
+    decode: Decode,
+    known_fault: Skipped | None = None,
+    read_label: ReadLabel = label_as_given,
 ) -> Iterator[Item | Skipped]:
     """The items of one shard, and at their end what keeps the others from being read.
 
     Args:
         open_shard: returns an iterable of rows.
         known_fault: takes the place of what the library says of it.
+        read_label: see `items_of`.
     """
     read = 0
 
@@ -57,10 +62,12 @@ def shard_items(
             read += 1
 
     try:
-        yield from items_of(rows(), columns, decode, lambda index, row: f"{path} {row.get('__key__', f'row {index}')}")
+        yield from items_of(
+            rows(), columns, decode, lambda index, row: f"{path} {row.get('__key__', f'row {index}')}", read_label=read_label
+        )
     except EdgeSDError:
         raise
-    except Exception as error:  # a damaged page or header, a label that is no number: the readers raise whatever they run into
+    except Exception as error:  # a damaged page or header: the readers raise whatever they run into
         known_fault = known_fault or shard_fault(path, f"is damaged after {read} images: {one_line(error)}")
     if known_fault:
         yield known_fault

@@ -1,25 +1,28 @@
 """Webdataset shards: tar archives in which the files of a sample share the name before the first dot.
 
-What follows the dot is the file's column: 0001.png and 0001.cls are a sample's image and class.
+What follows the dot is the file's column: 0001.png and 0001.cls are a sample's image and class. Archives are read here and not
+by `datasets`: to it a class that is no number is the end of its archive.
 """
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edge_sd.data.columns import Columns, Decode, find_columns
+from edge_sd.data.columns import Columns, Decode, Label, find_columns
 from edge_sd.data.config import DataConfig
 from edge_sd.data.items import Item, Skipped, Source, refuse_too_many
 from edge_sd.data.local import SUFFIXES, Files
-from edge_sd.data.shards import BELONG_TOGETHER, about_shards, one_line, shard_fault, shard_items, stream
+from edge_sd.data.shards import BELONG_TOGETHER, about_shards, one_line, shard_fault, shard_items
 from edge_sd.errors import EdgeSDError, UsageError
 
 _BLOCK = 512  # bytes; an archive ends with blocks of zeros
-# What `datasets` decodes a field to, by its last suffix; images stay as they are.
+# Path of a sample up to the first dot of its name, and its field; a file whose name begins so is hidden, and none.
+_MEMBER = re.compile(r"((?:.*/|)(?!\.|__)[^./]+)\.([^/]*)")
+# What a field is, by its last suffix; images stay as they are.
 _NUMBERS, _TEXTS = ("cls", "cls2", "index", "inx", "id"), ("txt", "text", "transcript")
 
 
@@ -53,7 +56,8 @@ def webdataset(config: DataConfig, files: Files, decode: Decode) -> Source:
         for path, archive in archives.items():
             if archive.fields:
                 _refuse_other_fields(archive.fields, columns, path)
-                yield from shard_items(path, partial(_open, path, archive.fields, columns), columns, decode, archive.fault)
+                read_label = partial(_label, columns.label or "")
+                yield from shard_items(path, partial(_samples, path, columns), columns, decode, archive.fault, read_label)
             elif archive.fault:
                 yield archive.fault
 
@@ -67,10 +71,9 @@ def _scan(path: Path) -> _Archive:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                # As `datasets` sees it: a hidden file is none.
-                match = re.fullmatch(r"(?:.*/|)(?!\.|__)[^./]+\.([^/]*)", member.name)
+                match = _MEMBER.fullmatch(member.name)
                 if match and member.isreg():
-                    fields.append(match[1])
+                    fields.append(match[2])
             end = archive.offset
         with path.open("rb") as file:
             file.seek(end)
@@ -104,11 +107,46 @@ def _features(fields: frozenset[str]) -> dict[str, Any]:
     return kinds
 
 
-def _open(path: Path, fields: frozenset[str], columns: Columns) -> Any:
-    from datasets import Features, Value
+def _samples(path: Path, columns: Columns) -> Iterator[Mapping[str, str | bytes]]:
+    """An archive's samples in their order: `__key__`, and of the columns that are read those that a sample has, as bytes.
 
-    kinds = {name: kind for name, kind in _features(fields).items() if name in columns.all}
-    return stream("webdataset", path, features=Features(**kinds, __key__=Value("string")))
+    Raises:
+        tarfile.TarError, OSError: it is damaged; samples that are whole came before.
+        ValueError: a sample holds two files of one column.
+    """
+    sample: dict[str, str | bytes] = {}
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            match = _MEMBER.fullmatch(member.name)
+            if not match or not member.isreg():
+                continue
+            key, field = match.groups()
+            if sample.get("__key__") != key:
+                if sample:
+                    yield sample
+                sample = {"__key__": key}
+            if field in sample:
+                raise ValueError(f"{key} holds two files {field}")
+            if field in columns.all:
+                file = archive.extractfile(member)
+                sample[field] = file.read() if file else b""
+    if sample:
+        yield sample
+
+
+def _label(field: str, value: bytes | None) -> Label:
+    """What a file of this column says; None where a sample has none.
+
+    Raises:
+        ValueError: it does not say it as such files do.
+    """
+    if value is None:
+        return None
+    number = _suffix(field) in _NUMBERS
+    try:
+        return int(value) if number else value.decode()
+    except ValueError:
+        raise ValueError(f"has the label {value[:40]!r}, no {'number' if number else 'text'}") from None
 
 
 def _refuse_other_fields(fields: frozenset[str], columns: Columns, path: Path) -> None:

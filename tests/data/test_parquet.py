@@ -107,6 +107,9 @@ def test_a_row_without_a_label_is_left_out_by_name(pictures: Any, write_parquet:
 def test_a_number_beyond_all_classes_is_an_error(pictures: Any, write_parquet: Any, tmp_path: Path) -> None:
     with pytest.raises(EdgeSDError, match="label 1763727000 is none"):
         read(write_parquet(tmp_path / "a.parquet", pictures(2), [0, 1763727000]), labels=True)
+    pq.write_table(pa.table({"image": pictures(2), "label": pa.array([0, 2**63], pa.uint64())}), tmp_path / "b.parquet")
+    with pytest.raises(EdgeSDError, match=f"label {2**63} is none of 100000 classes"):
+        read(tmp_path / "b.parquet", labels=True)
 
 
 def test_of_several_columns_of_images_one_has_to_be_named(pictures: Any, write_parquet: Any, tmp_path: Path) -> None:

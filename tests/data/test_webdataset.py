@@ -1,6 +1,7 @@
 """Webdataset shards: the same pixels as from a folder, mixed formats, and archives that were cut at any byte."""
 
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,35 @@ def test_a_broken_image_is_left_out_by_its_key(pictures: Any, write_tar: Any, tm
     assert (len(data), data.skipped[0].name) == (2, f"{file} 0001")
 
 
-def test_a_label_that_is_no_number_ends_its_shard_alone(pictures: Any, write_tar: Any, tmp_path: Path) -> None:
+def test_a_label_that_cannot_be_read_leaves_out_its_sample_alone(pictures: Any, write_tar: Any, tmp_path: Path) -> None:
+    images = pictures(4)
+    labels = (b"1", b"cat", b"", b" 0\n")
+    file = write_tar(tmp_path / "a.tar", [{"png": image, "cls": cls} for image, cls in zip(images, labels, strict=True)])
+    with pytest.raises(EdgeSDError, match=r"a\.tar 0001 has the label b'cat', no number"):
+        read(file, labels=True)
+    data = read(file, labels=True, max_broken=2)
+    assert data.labels is not None
+    assert data.labels.tolist() == [1, 0]
+    assert list(map(str, data.skipped)) == [
+        f"{file} 0001 has the label b'cat', no number",
+        f"{file} 0002 has the label b'', no number",
+    ]
+    assert len(read(file)) == 4
+    named = write_tar(tmp_path / "b.tar", [{"png": images[0], "txt": b"\xff" * 50}, {"png": images[1], "txt": "Käfer".encode()}])
+    data = read(named, label_column="txt", max_broken=1)
+    assert data.classes == ("Käfer",)
+    assert data.skipped[0].reason == f"has the label {bytes([255] * 40)!r}, no text"
+
+
+def test_a_sample_of_two_equal_names_ends_its_shard_alone(pictures: Any, write_tar: Any, tmp_path: Path) -> None:
     images = pictures(3)
-    write_tar(tmp_path / "s" / "a.tar", [{"png": images[0], "cls": b"0"}, {"png": images[1], "cls": b"dog"}])
-    write_tar(tmp_path / "s" / "b.tar", [{"png": images[2], "cls": b"0"}])
-    with pytest.raises(EdgeSDError, match=r"a\.tar is damaged after 1 images: invalid literal"):
-        read(tmp_path / "s", labels=True)
-    assert len(read(tmp_path / "s", labels=True, max_broken=1)) == 2
+    write_tar(tmp_path / "s" / "a.tar", [{"png": images[0]}, {"png": images[1]}])
+    write_tar(tmp_path / "s" / "b.tar", [{"png": images[2]}])
+    with tarfile.open(tmp_path / "s" / "a.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("0001.png"))
+    with pytest.raises(EdgeSDError, match=r"a\.tar is damaged after 1 images: 0001 holds two files png"):
+        read(tmp_path / "s")
+    assert len(read(tmp_path / "s", max_broken=1)) == 2
 
 
 def test_an_archive_of_nothing_is_an_empty_source(write_tar: Any, tmp_path: Path) -> None:
