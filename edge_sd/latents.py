@@ -74,8 +74,7 @@ def encode_data(
         UsageError: the autoencoder does not take images of this size, or they have a margin to crop.
         EdgeSDError: a latent is not finite, or all of them are the same.
     """
-    if data.crop:
-        raise UsageError("windows cannot be cut at random out of images whose latents are kept", "leave --crop out")
+    refuse_margin(data.crop)
     given = codec.digest
     path = cache_folder(cache) / f"latents-{fingerprint({'data': data.digest, 'autoencoder': given})}.safetensors"
     found = _cached(path, data.digest, given)
@@ -87,6 +86,16 @@ def encode_data(
     space = latent_space(decoder)
     digest = fingerprint({"data": data.digest, "autoencoder": given, "latent_space": space})
     return LatentData(array, digest, f"{data.about}, as latents", data.labels, decoder, space)
+
+
+def refuse_margin(crop: int) -> None:
+    """Refuse images that are read `crop` pixels larger, to be cut at random.
+
+    Raises:
+        UsageError: `crop` is not 0.
+    """
+    if crop:
+        raise UsageError("windows cannot be cut at random out of images whose latents are kept", "leave --crop out")
 
 
 def _made(

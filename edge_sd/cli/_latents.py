@@ -80,9 +80,10 @@ def _refuse_other_teacher(model: "ModelConfig", teacher: "Foreign | None", decod
     else:  # of a foreign one, whose scale is not known yet, the weights can be compared where the teacher's decoder is there
         other = teacher.decoder is not None and teacher.decoder.header.digest != decoder.header.digest
     if other:
+        denoises = "pixels" if theirs is None else f"latents ({theirs[:12]})"
         raise UsageError(
-            "the teacher was trained in another latent space: it denoises "
-            f"{'pixels' if theirs is None else f'latents ({theirs[:12]})'}, not {'pixels' if decoder is None else 'these latents'}",
+            f"the teacher was trained in another latent space: it denoises {denoises}, "
+            f"not {'pixels' if decoder is None else 'these latents'}",
             "give --autoencoder as for the teacher, and the same images",
         )
     if header.model.sample_shape != model.sample_shape:

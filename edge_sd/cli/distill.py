@@ -58,10 +58,10 @@ def distill(
     _, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
     distillation = option.pick(DistillConfig, given, "distillation settings")
-    followed = open_model(option.shipped(teacher)).checkpoint
+    followed = open_model(option.shipped(teacher))
     if model.num_classes is None:
-        model = model.model_copy(update={"num_classes": followed.header.model.num_classes})
-    samples = latent.read_samples(given, model, autoencoder)
+        model = model.model_copy(update={"num_classes": followed.checkpoint.header.model.num_classes})
+    samples = latent.read_samples(given, model, autoencoder, followed)
     with progress(f"distilling {preset}") as update:
         distill_from(
             model, followed.checkpoint, samples, config, distillation, output, overwrite=overwrite,

@@ -91,6 +91,12 @@ def work(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return work
 
 
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    """From here on the test fails where an image is read."""
+    monkeypatch.setattr("edge_sd.cli._options.read_data", lambda values, size: pytest.fail("images were read"))
+
+
 @pytest.fixture(scope="module")
 def smallest(work: Path) -> Path:
     """smallest/, smallest.edgesd for every target: the same latents, and a denoiser that is soon lowered."""
@@ -331,14 +337,50 @@ def test_a_decoder_of_another_latent_space_beside_the_checkpoint(
     refused(call(verb, alone, *out), 1, "the denoiser was trained on latents")
 
 
-def test_a_teacher_of_another_latent_space(work: Path, other: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_another_latent_space(work: Path, other: Path, unread: None, tmp_path: Path) -> None:
     teacher = work / "teacher" / "checkpoint.safetensors"
     few = ("--size", 4, *DATA, *FEW, "-o", tmp_path / "out")
     done = call("distill", "--teacher", teacher, "--preset", "latent16", "--autoencoder", other, *few)
-    refused(done, 2, "the teacher was trained in another latent space", "give --autoencoder as for the teacher")
+    refused(
+        done, 2, "the teacher was trained in another latent space", "not these latents", "give --autoencoder as for the teacher"
+    )
     done = call("distill", "--teacher", teacher, "--preset", "latent16", *few)
-    refused(done, 2, "the images are (3, 4, 4), the model takes (4, 4, 4)")
+    refused(done, 2, "the teacher was trained in another latent space: it denoises latents", "not pixels")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_of_other_samples(
+    work: Path, autoencoder: Path, tiny_checkpoint: Checkpoint, unread: None, tmp_path: Path
+) -> None:
+    """Of pixels where latents are made, or of latents of another size."""
+    tiny_checkpoint.save(tmp_path / "pixels.safetensors")
+    latent = ("--preset", "latent16", "--autoencoder", autoencoder, *DATA, *FEW, "-o", tmp_path / "out")
+    done = call("distill", "--teacher", tmp_path / "pixels.safetensors", *latent, "--size", 4)
+    refused(done, 2, "the teacher was trained in another latent space: it denoises pixels, not these latents")
+    done = call("distill", "--teacher", work / "teacher" / "checkpoint.safetensors", *latent, "--size", 8)
+    refused(done, 2, "the teacher denoises (4, 4, 4), the student (4, 8, 8)")
+
+
+def test_a_teacher_of_a_foreign_autoencoder_with_other_weights(work: Path, unread: None, tmp_path: Path) -> None:
+    """Its scale is measured later, its weights can be compared at once."""
+    torch.manual_seed(1)
+    diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "theirs")  # fmt: skip
+    done = call(
+        "distill", "--teacher", work / "teacher" / "checkpoint.safetensors", "--preset", "latent16", "--size", 4,
+        "--autoencoder", tmp_path / "theirs", *DATA, *FEW, "-o", tmp_path / "out",
+    )  # fmt: skip
+    refused(done, 2, "the teacher was trained in another latent space")
+
+
+def test_a_margin_is_refused_before_images_are_read(autoencoder: Path, unread: None, tmp_path: Path) -> None:
+    done = call(
+        "train", "--preset", "latent16", "--size", 4, "--autoencoder", autoencoder, "--crop", 4, *DATA, *FEW,
+        "-o", tmp_path / "out",
+    )  # fmt: skip
+    refused(done, 2, "windows cannot be cut at random", "leave --crop out")
 
 
 @pytest.mark.parametrize(
