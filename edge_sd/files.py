@@ -55,7 +55,7 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~umask())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -91,14 +91,15 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
         try:
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~umask())
             yield temporary
             _take_place(temporary, path)
         finally:
             _remove(temporary)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack: a temporary file lacks more, until it takes its place."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from edge_sd.data.items import Skipped
 from edge_sd.errors import EdgeSDError
-from edge_sd.files import parse_model
+from edge_sd.files import parse_model, umask
 from edge_sd.validation import Record
 
 FOLDER = "EDGE_SD_CACHE"
@@ -46,17 +46,26 @@ def read_cache(path: Path) -> tuple[CacheRecord, NDArray[np.uint8], NDArray[np.i
     """Map a cache file: its record, pixels (N, 3, H, W) and labels (N,); None where there is none, or none that is whole.
 
     Pixels come from the disk as they are used. Their digest is the record's: it is not computed again.
+
+    Raises:
+        EdgeSDError: it may not be read; made again it could not take its place either.
     """
     try:
+        with path.open("rb") as raw:
+            header_bytes = raw.read(8 + _HEADER)[8:]
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
             shape = tuple(file.get_slice("pixels").get_shape())
             record = parse_model(CacheRecord, file.get_tensor("record").tobytes(), path)
             labels = file.get_tensor("labels") if "labels" in names else None
-        with path.open("rb") as raw:
-            header = json.loads(raw.read(8 + _HEADER)[8:])
+        header = json.loads(header_bytes)
         start = 8 + _HEADER + int(header["pixels"]["data_offsets"][0])
         pixels = np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=shape)
+    except PermissionError as error:
+        raise EdgeSDError(
+            f"cannot read {path}: {error.strerror or error}",
+            f"ask whose it is for permission, or give another folder by --cache or ${FOLDER}",
+        ) from error
     except (OSError, SafetensorError, EdgeSDError, ValueError, KeyError):
         return None
     return record, np.asarray(pixels), labels
@@ -109,6 +118,7 @@ class CacheWriter:
             self.file.write(_HEADER.to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER))
             self.file.flush()
             os.fsync(self.file.fileno())
+            self.temporary.chmod(0o666 & ~umask())
             self.temporary.replace(self.path)
 
 

@@ -1,8 +1,11 @@
 """The cache: what is mapped is what would be in memory; it is made once, by one process, and never half."""
 
+import errno
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -107,6 +110,37 @@ def test_a_damaged_cache_is_made_again(share: float, folder: Path, tmp_path: Pat
     file.unlink()  # it may be mapped
     file.write_bytes(content[: int(share * len(content))])
     assert_same(open_data(settings(folder, cache=tmp_path / "cache"), SIZE), held)
+
+
+def test_a_cache_can_be_read_by_whom_the_umask_allows(folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        open_data(settings(folder, cache=tmp_path / "cache"), SIZE)
+    finally:
+        os.umask(before)
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_a_cache_that_may_not_be_read_is_named_and_not_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is for another person; to an administrator, who may run the tests, no file is closed."""
+    open_data(settings(folder, cache=tmp_path / "cache"), SIZE)
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    made = file.stat().st_mtime_ns
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(EdgeSDError, match=rf"cannot read {re.escape(str(file))}: Permission denied") as caught:
+        open_data(settings(folder, cache=tmp_path / "cache"), SIZE)
+    assert "--cache" in caught.value.hint
+    assert file.stat().st_mtime_ns == made
 
 
 def test_a_failed_reading_leaves_nothing(folder: Path, tmp_path: Path) -> None:
