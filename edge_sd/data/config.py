@@ -1,7 +1,6 @@
 """What a person says about the images: where they are, which of them, and how they are read."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -9,7 +8,6 @@ from typing_extensions import Self
 from edge_sd.validation import Record
 
 DEAD_LEAVES, HUB = "dead-leaves", "hub:"
-Kind = Literal["dead-leaves", "folder", "parquet", "webdataset", "hub"]
 
 
 class DataConfig(Record):
@@ -20,9 +18,9 @@ class DataConfig(Record):
             webdataset shard, a folder or a glob of them; or "hub:OWNER/NAME", "hub:OWNER/NAME:SUBSET" of the Hugging Face hub.
         resize: scale an image's shorter side to the model's size and crop the centre; without it every image must have that size.
         split: sub-folder of images, word in the shards' names, or split of a hub data set (there "train" if left out).
-        image_column: of parquet, webdataset and hub; may be left out where only one holds images.
+        image_column: of parquet, webdataset and hub alone; may be left out where only one holds images.
         labels: read a class for each image; it is an error where there is none.
-        label_column: where it is, and the same as `labels`; may be left out where only one holds classes.
+        label_column: where it is, of the same sources; means `labels` too, and may be left out where only one holds classes.
         limit: read this many images at most: a folder's are picked evenly, so that no class is left out; else the first.
         max_broken: how many broken images, and shards cut short, are left out before that is an error. Without it one image in
             a hundred may be broken and every shard must be whole.
@@ -57,16 +55,3 @@ class DataConfig(Record):
     def labelled(self) -> bool:
         """Whether a class is asked for."""
         return self.labels or self.label_column is not None
-
-    @property
-    def kind(self) -> Kind:
-        """What the source is; of a folder its files decide.
-
-        Raises:
-            UsageError: there is nothing, or nothing that can be read.
-        """
-        from edge_sd.data.local import find_files
-
-        if self.source == DEAD_LEAVES:
-            return "dead-leaves"
-        return "hub" if self.source.startswith(HUB) else find_files(self.source).kind

@@ -104,8 +104,8 @@ def test_files_of_several_kinds_are_refused(pictures: Any, write_folder: Any, tm
     with pytest.raises(UsageError, match=r"2 image file\(s\), 1 parquet file\(s\)|1 parquet file\(s\), 2 image") as caught:
         read(tmp_path)
     assert "/**/*.parquet" in caught.value.hint
-    assert DataConfig(source=f"{tmp_path}/**/*.parquet").kind == "parquet"
-    assert DataConfig(source=f"{tmp_path}/*.png").kind == "folder"
+    assert find_files(f"{tmp_path}/**/*.parquet").kind == "parquet"
+    assert find_files(f"{tmp_path}/*.png").kind == "folder"
 
 
 @given(st.integers(1, 60), st.integers(1, 70))
