@@ -133,7 +133,27 @@ def _origin(config: DataConfig) -> Origin:
     """What has to be looked at to know which images there are; nothing for dead leaves."""
     if config.source == DEAD_LEAVES:
         return None
-    return open_hub(config) if config.source.startswith(HUB) else chosen_files(config)
+    origin = open_hub(config) if config.source.startswith(HUB) else chosen_files(config)
+    _refuse_what_is_not_its_own(config, origin)
+    return origin
+
+
+def _refuse_what_is_not_its_own(config: DataConfig, origin: HubData | Files) -> None:
+    """Settings that would be read by nobody: whoever gave them thinks of another source, or of another setting."""
+    if isinstance(origin, Files) and origin.kind == "folder":
+        for name in ("image_column", "label_column"):
+            if getattr(config, name) is not None:
+                raise UsageError(
+                    f"{_flag(name)}: images in files of their own have no columns",
+                    "leave it out; --labels takes the names of their folders for classes",
+                )
+    for name in ("count", "min_radius"):  # the command line gives its defaults too: what is one is not told apart
+        if getattr(config, name) != DataConfig.model_fields[name].default:
+            raise UsageError(f"{_flag(name)}: {config.source} holds no dead leaves", "leave it out; --limit reads fewer images")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _identity(origin: Origin) -> object:

@@ -100,6 +100,26 @@ def test_the_digest_is_of_every_pixel_and_nothing_else(tmp_path: Path) -> None:
     assert open_data(DataConfig(source=str(tmp_path)), SIZE).digest != before
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"image_column": "nope"}, "--image-column: images in files of their own have no columns"),
+        ({"label_column": "nope"}, "--label-column: images in files of their own have no columns"),
+        ({"count": 5}, "--count: .* holds no dead leaves"),
+        ({"min_radius": 4}, "--min-radius: .* holds no dead leaves"),
+    ],
+)
+def test_what_is_of_other_sources_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    picture().save(tmp_path / "cat" / "a.png")
+    for use in (source_key, lambda config: open_data(config, SIZE)):
+        with pytest.raises(UsageError, match=complaint):
+            use(DataConfig(source=str(tmp_path), **changes))
+    with pytest.raises(UsageError, match="nowhere is not"):  # the source comes first
+        source_key(DataConfig(source=str(tmp_path / "nowhere"), **changes))
+    assert len(open_data(DataConfig(source=str(tmp_path), count=4096, min_radius=1), SIZE)) == 1
+
+
 # Kinds of image
 
 
@@ -304,7 +324,7 @@ def test_a_key_stands_for_the_images(tmp_path: Path) -> None:
         picture().save(tmp_path / f"{name}.png")
     config = DataConfig(source=str(tmp_path))
     key = source_key(config)
-    assert key == source_key(DataConfig(source=str(tmp_path), max_broken=3, cache=tmp_path / "cache", count=5))
+    assert key == source_key(DataConfig(source=str(tmp_path), max_broken=3, cache=tmp_path / "cache", seed=5))
     others = [{"resize": True}, {"crop": 2}, {"limit": 1}, {"labels": True}]
     keys = {key, *(source_key(DataConfig(source=str(tmp_path), **changes)) for changes in others)}
     picture(1).save(tmp_path / "b.png")
