@@ -1,9 +1,8 @@
 """Images as latents, computed once and kept on disk under the hash of images and autoencoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,27 +13,15 @@ from edge_sd.data import ImageData
 from edge_sd.data.cache import cache_folder, locked
 from edge_sd.decoder import Decoder, image_shape, latent_space
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
-from edge_sd.validation import Record
+from edge_sd.files import fingerprint
+from edge_sd.latent_file import LatentsHeader, read_latents, spooled, write_latents
 
 BATCH = 64
 
 
-class LatentsHeader(Record):
-    """The metadata of a file of latents: what they were made of, and the foreign autoencoder's measured scale."""
-
-    schema_version: Literal[1] = 1
-    kind: Literal["latents"] = "latents"
-    data_digest: str
-    autoencoder: str  # digest of the autoencoder as it was given
-    latent_scale: float
-    latent_shift: float
-    digest: str  # SHA-256 over the tensors
-
-
 @dataclass(frozen=True)
 class LatentData:
-    """Latents in memory.
+    """Latents, mapped into memory: they come from the disk as they are used.
 
     Attributes:
         latents: (N, 2, C, h, w) float16: of each image, and of its mirror image.
@@ -72,7 +59,8 @@ def encode_data(
 
     Raises:
         UsageError: the autoencoder does not take images of this size, or they have a margin to crop.
-        EdgeSDError: a latent is not finite, or all of them are the same.
+        EdgeSDError: a latent is not finite, all of them are the same, memory does not hold one image's, or the cache's folder
+            cannot be written.
     """
     refuse_margin(data.crop)
     given = codec.digest
@@ -102,42 +90,86 @@ def _made(
     path: Path, data: ImageData, codec: Codec, observe: Callable[[int, int], None]
 ) -> tuple[LatentsHeader, NDArray[np.float16]]:
     """Encode, measure a foreign autoencoder's scale, and write the file."""
-    given, scale, shift = codec.digest, 1.0, 0.0
-    if not codec.own:
-        codec = codec.rescaled(scale, shift)
-    latents = _encode(data, codec, observe)
-    _refuse_odd(latents, codec, data.pixels.shape[-1])
-    if not codec.own:
-        shift, deviation = float(latents.mean(dtype=np.float64)), float(latents.std(dtype=np.float64))
-        if not deviation:
-            raise EdgeSDError(f"all latents of these images are {shift:g}", "are the images all of one colour?")
-        scale = 1 / deviation
-        latents = (latents - np.float32(shift)) * np.float32(scale)
-    array = latents.astype(np.float16)
-    header = LatentsHeader(
-        data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift,
-        digest=tensors_digest({"latents": array}),
-    )  # fmt: skip
-    write_tensors(path, {"latents": array}, header)
-    return header, array
+    given = codec.digest
+    if codec.own:
+        header = LatentsHeader(data_digest=data.digest, autoencoder=given, latent_scale=1.0, latent_shift=0.0)
+        write_latents(path, len(data), (batch.astype(np.float16) for batch in _encoded(data, codec, observe)), header)
+    else:
+        with spooled(path, _encoded(data, codec.rescaled(1.0, 0.0), observe)) as (shift, deviation, batches):
+            if not deviation:
+                raise EdgeSDError(f"all latents of these images are {shift:g}", "are the images all of one colour?")
+            scale = 1 / deviation
+            header = LatentsHeader(data_digest=data.digest, autoencoder=given, latent_scale=scale, latent_shift=shift)
+            standardised = (((batch - np.float32(shift)) * np.float32(scale)).astype(np.float16) for batch in batches)
+            write_latents(path, len(data), standardised, header)
+    made = _cached(path, data.digest, given)
+    if made is None:
+        raise EdgeSDError(f"{path} is not what was written to it", "is its disk sound? give another folder by --cache")
+    return made
 
 
 def _cached(path: Path, data_digest: str, autoencoder: str) -> tuple[LatentsHeader, NDArray[np.float16]] | None:
-    if not path.exists():
-        return None
+    found = read_latents(path)
+    return found if found and (found[0].data_digest, found[0].autoencoder) == (data_digest, autoencoder) else None
+
+
+def _encoded(data: ImageData, codec: Codec, observe: Callable[[int, int], None]) -> Iterator[NDArray[np.float32]]:
+    """Batches of (B, 2, C, h, w) float32, smaller ones where memory does not hold more."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    codec.encoder.to(device)
+    start, size = 0, BATCH
     try:
-        header, tensors = read_tensors(LatentsHeader, path)
-    except EdgeSDError:  # by another version, or damaged: it can be made again
-        return None
-    if (header.data_digest, header.autoencoder) != (data_digest, autoencoder) or header.digest != tensors_digest(tensors):
-        return None
-    return header, tensors["latents"]
+        while start < len(data):
+            pixels = data.pixels[start : start + size]
+            try:
+                batch = _pairs(codec, pixels, device)
+            except RuntimeError as error:
+                if _out_of_memory(error) and size > 1:
+                    size //= 2
+                    continue
+                if _out_of_memory(error):
+                    raise EdgeSDError(
+                        f"encoding one image of {tuple(pixels.shape[1:])} takes more memory than {device} has free: {error}",
+                        "end what else uses it, or smaller images",
+                    ) from error
+                if start:  # all images are of one size: it is not that
+                    raise
+                raise UsageError(
+                    f"the autoencoder does not take images of {tuple(pixels.shape[1:])}: {error}",
+                    "images of a multiple of its factor",
+                ) from error
+            _refuse_odd(batch, pixels.shape[-1])
+            if not start:
+                _refuse_other_size(batch, codec, pixels.shape[-1])
+            yield batch
+            start += len(pixels)
+            observe(start, len(data))
+    finally:
+        codec.encoder.to("cpu")
 
 
-def _refuse_odd(latents: NDArray[np.float32], codec: Codec, size: int) -> None:
-    """Refuse latents that are no numbers a float16 holds, or that another size of image would come back from."""
+def _pairs(codec: Codec, pixels: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
+    """(B, 3, H, W) → (B, 2, C, h, w): the latents of images and of their mirror images."""
+    images = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).to(device)
+    with torch.inference_mode():
+        pair = torch.stack([codec.encoder(images), codec.encoder(images.flip(-1))], 1)
+    latents: NDArray[np.float32] = pair.float().cpu().numpy()
+    return latents
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """An accelerator's error has a type of its own; that of the CPU's allocator has its name only."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _refuse_odd(latents: NDArray[np.float32], size: int) -> None:
+    """Refuse latents that are no numbers a float16 holds."""
     if not np.isfinite(latents).all() or np.abs(latents).max() > np.finfo(np.float16).max:
         raise EdgeSDError("the autoencoder's latents are not finite", f"is it made for images of {size}×{size}?")
+
+
+def _refuse_other_size(latents: NDArray[np.float32], codec: Codec, size: int) -> None:
+    """Refuse latents that another size of image would come back from."""
     channels, height, width = latents.shape[2:]
     *_, back = image_shape(codec.decoder, (channels, height, width))
     if back != size:
@@ -145,24 +177,3 @@ def _refuse_odd(latents: NDArray[np.float32], codec: Codec, size: int) -> None:
             f"of images of {size} px come latents of {height}×{width}, and of these images of {back} px",
             f"images of {back} px, or of another multiple of {back // height}",
         )
-
-
-def _encode(data: ImageData, codec: Codec, observe: Callable[[int, int], None]) -> NDArray[np.float32]:
-    """(N, 2, C, h, w) float32."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = codec.encoder.to(device)
-    parts = []
-    for start in range(0, len(data), BATCH):
-        images = torch.from_numpy(data.pixels[start : start + BATCH].astype(np.float32) / 127.5 - 1).to(device)
-        try:
-            with torch.inference_mode():
-                pair = torch.stack([encoder(images), encoder(images.flip(-1))], 1)
-        except RuntimeError as error:
-            raise UsageError(
-                f"the autoencoder does not take images of {tuple(images.shape[1:])}: {error}",
-                "images of a multiple of its factor",
-            ) from error
-        parts.append(pair.float().cpu().numpy())
-        observe(start + len(images), len(data))
-    codec.encoder.to("cpu")
-    return np.concatenate(parts)

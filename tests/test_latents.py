@@ -4,6 +4,7 @@ import multiprocessing
 import runpy
 import signal
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from edge_sd.autoencoder import AutoencoderFile, Codec, open_autoencoder
+from edge_sd.autoencoder import AutoencoderFile, Codec, _ForeignEncoder, open_autoencoder
 from edge_sd.checkpoint import Provenance
 from edge_sd.data import DataConfig, ImageData, open_data
 from edge_sd.decoder import latent_space
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.latents import BATCH, LatentsHeader, encode_data
+from edge_sd.files import read_tensors, tensors_digest, write_tensors
+from edge_sd.latent_file import LatentsHeader
+from edge_sd.latents import BATCH, encode_data
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 
 
@@ -190,7 +193,7 @@ def test_other_images_or_another_autoencoder_are_another_file(codec: Codec, tiny
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "text", "of other images", "of another version", "other tensors"])
 def test_a_damaged_file_is_made_anew(damage: str, codec: Codec, tiny_data: ImageData, tmp_path: Path) -> None:
-    first = encode_data(tiny_data, codec, tmp_path)
+    first = encode_data(tiny_data, codec, tmp_path).latents.copy()  # the file that it maps is about to change
     (path,) = tmp_path.glob("[!.]*")
     whole, tensors = path.read_bytes(), load_file(path)
     header = LatentsHeader(data_digest="x", autoencoder="y", latent_scale=1, latent_shift=0, digest="z").model_dump_json()
@@ -206,33 +209,29 @@ def test_a_damaged_file_is_made_anew(damage: str, codec: Codec, tiny_data: Image
         text = header if damage == "of other images" else '{"schema_version": 9}'
         save_file(tensors, path, metadata={"edge_sd": text})
     again = encode_data(tiny_data, codec, tmp_path)
-    np.testing.assert_array_equal(again.latents, first.latents)
+    np.testing.assert_array_equal(again.latents, first)
     assert path.read_bytes() == whole
 
 
 KILLED = """
+import time
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-from edge_sd import files, latents
+from edge_sd import latents
 from edge_sd.autoencoder import open_autoencoder
 from edge_sd.data import DataConfig, open_data
 
-def slowly(path, data):  # so that the kill meets a file that is half written
-    parent = Path(path).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with (parent / f".{Path(path).name}.x.part").open("wb") as half:
-        half.write(data[: len(data) // 2])
-        half.flush()
-        told.send("half")
-        __import__("time").sleep(60)
+def observe(done, total):  # so that the kill meets a file that is half written
+    told.send("half")
+    time.sleep(60)
 
-files.write_bytes = slowly
-latents.encode_data(open_data(DataConfig(count=32), 16), open_autoencoder(Path(autoencoder)), Path(cache))
+data = open_data(DataConfig(count=latents.BATCH + 1), 16)
+latents.encode_data(data, open_autoencoder(Path(autoencoder)), Path(cache), observe)
 """
 
 
-def test_a_kill_leaves_no_half_file_to_be_found(tiny_data: ImageData, tmp_path: Path) -> None:
+def test_a_kill_leaves_no_half_file_to_be_found(tmp_path: Path) -> None:
     torch.manual_seed(0)
     autoencoder, cache, script = tmp_path / "autoencoder.safetensors", tmp_path / "cache", tmp_path / "killed.py"
     AutoencoderFile.of(Autoencoder(AutoencoderConfig(width=4)), Provenance(made_by="train-autoencoder")).save(autoencoder)
@@ -252,7 +251,7 @@ def test_a_kill_leaves_no_half_file_to_be_found(tiny_data: ImageData, tmp_path: 
     assert list(cache.glob(".*.part"))
     assert not kept(cache)
     codec = open_autoencoder(autoencoder)
-    latents = encode_data(tiny_data, codec, cache)
+    latents = encode_data(open_data(DataConfig(count=BATCH + 1), 16), codec, cache)
     (path,) = kept(cache)
     assert not list(cache.glob(".*.part")), "what the kill left is cleared away"
     np.testing.assert_array_equal(load_file(path)["latents"], latents.latents)
@@ -319,9 +318,121 @@ def test_latents_that_no_file_can_hold(value: float, codec: Codec, tiny_data: Im
     assert not list(tmp_path.glob("[!.]*"))
 
 
-def test_images_of_one_colour_have_no_scale(tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Pooling(torch.nn.Module):
+    """Means of squares: an encoder that costs nothing, alone or as diffusers' `encode`."""
+
+    def __init__(self, factor: int, constant: float | None = None) -> None:
+        super().__init__()
+        self.factor, self.constant = factor, constant
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.avg_pool2d(image, self.factor)
+        return pooled if self.constant is None else torch.full_like(pooled, self.constant)
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self(image),)
+
+
+def pooling(codec: Codec, factor: int, constant: float | None = None) -> Codec:
+    module = Pooling(factor, constant)
+    return replace(codec, encoder=module if codec.own else _ForeignEncoder(module, 1.0, 0.0))
+
+
+def test_images_of_one_colour_have_no_scale(tiny_data: ImageData, tmp_path: Path) -> None:
     _, codec = foreign_codec(tmp_path / "theirs")
-    monkeypatch.setattr("edge_sd.latents._encode", lambda data, codec, observe: np.full((32, 2, 3, 8, 8), 2, np.float32))
     with pytest.raises(EdgeSDError, match="all latents of these images are 2"):
-        encode_data(tiny_data, codec, tmp_path / "cache")
+        encode_data(tiny_data, pooling(codec, 2, 2.0), tmp_path / "cache")
     assert not kept(tmp_path / "cache")
+
+
+# How much is held at once
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_latents_are_never_held_whole(own: bool, tiny_data: ImageData, tmp_path: Path) -> None:
+    codec = pooling(own_codec() if own else foreign_codec(tmp_path / "theirs")[1], 4 if own else 2)
+    count = 2**15 if own else 2**13
+    data = replace(tiny_data, pixels=np.broadcast_to(tiny_data.pixels[:1], (count, 3, 16, 16)), digest="many")
+    for _ in range(2):  # encoded, then found
+        tracemalloc.start()
+        latents = encode_data(data, codec, tmp_path / "cache")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert latents.latents.nbytes == count * 2 * 3 * (4 * 4 if own else 8 * 8) * 2
+        assert peak < latents.latents.nbytes / 2
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_files_digest_is_that_of_all_files_of_tensors(own: bool, tmp_path: Path) -> None:
+    """So that files that were written whole, before, are found too."""
+    codec = own_codec() if own else foreign_codec(tmp_path / "theirs")[1]
+    data = open_data(DataConfig(count=BATCH + 3), 8)
+    latents = encode_data(data, codec, tmp_path / "cache")
+    (path,) = kept(tmp_path / "cache")
+    header, tensors = read_tensors(LatentsHeader, path)
+    assert header.digest == tensors_digest(tensors)
+    np.testing.assert_array_equal(tensors["latents"], latents.latents)
+    write_tensors(path, tensors, header)
+    before = path.stat().st_ino
+    np.testing.assert_array_equal(encode_data(data, codec, tmp_path / "cache").latents, latents.latents)
+    assert path.stat().st_ino == before
+
+
+def test_a_full_disk_is_named(codec: Codec, tiny_disk: Path) -> None:
+    with pytest.raises(EdgeSDError, match="cannot keep latents in") as refused:
+        encode_data(open_data(DataConfig(count=512), 16), codec, tiny_disk)
+    assert "--cache" in refused.value.hint
+    assert not kept(tiny_disk)
+
+
+class Narrow(torch.nn.Module):
+    """An encoder on a machine whose memory holds `room` images at once."""
+
+    def __init__(self, encoder: torch.nn.Module, room: int, error: RuntimeError) -> None:
+        super().__init__()
+        self.encoder, self.room, self.error, self.sizes = encoder, room, error, list[int]()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(image))
+        if len(image) > self.room:
+            raise self.error
+        out: torch.Tensor = self.encoder(image)
+        return out
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["accelerator", "CPU"])
+def test_where_memory_is_short_batches_are_halved(error: RuntimeError, codec: Codec, tmp_path: Path) -> None:
+    data, narrow = open_data(DataConfig(count=BATCH + 3), 16), Narrow(codec.encoder, 20, error)
+    told: list[int] = []
+    latents = encode_data(data, replace(codec, encoder=narrow), tmp_path, lambda done, total: told.append(done))
+    assert narrow.sizes[:4] == [64, 32, 16, 16]
+    assert told == [16, 32, 48, 64, 67]
+    with torch.no_grad():
+        expected = codec.encoder(tensor_of(data)).numpy()
+    np.testing.assert_allclose(latents.latents[:, 0], expected, rtol=2**-10, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["accelerator", "CPU"])
+def test_memory_that_holds_no_image(error: RuntimeError, codec: Codec, tiny_data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(EdgeSDError, match=r"encoding one image of \(3, 16, 16\) takes more memory than cpu has free"):
+        encode_data(tiny_data, replace(codec, encoder=Narrow(codec.encoder, 0, error)), tmp_path)
+    assert not kept(tmp_path)
+
+
+def test_an_error_in_a_later_batch_is_not_about_the_size(codec: Codec, tmp_path: Path) -> None:
+    class Failing(Narrow):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if len(self.sizes) == 2:
+                raise self.error
+            return super().forward(image)
+
+    failing = Failing(codec.encoder, BATCH, RuntimeError("the device is gone"))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        encode_data(open_data(DataConfig(count=BATCH + 3), 16), replace(codec, encoder=failing), tmp_path)
+    assert not kept(tmp_path)
