@@ -21,6 +21,7 @@ def evaluate(
     split: option.Split = None,
     resize: option.Resize = False,
     image_column: option.ImageColumn = None,
+    limit: option.Limit = None,
     max_broken: option.MaxBroken = None,
     cache: option.Cache = None,
     count: option.Count = 4096,
@@ -171,8 +172,7 @@ def _drawer(
             )
         if kind == "samples":
             return GivenSamples(*load_samples(model))
-        given = {"source": str(model), "resize": resize, "count": 1, "min_radius": 1.0}
-        data = option.read_data(given, size or _side(model))
+        data = option.read_data({"source": str(model), "resize": resize}, size or _side(model))
         pixels, _ = choose(data, n, seed=seed)
         return GivenSamples(pixels, Origin(kind="folder", name=model.name, digest=data.digest))
     if size is not None:
@@ -207,19 +207,24 @@ def _kind(model: Path) -> str:
 
 
 def _side(folder: Path) -> int:
-    """The shorter side of a folder's first image."""
-    from PIL import Image, UnidentifiedImageError
+    """The shorter side of the first image that can be read, of those that are evaluated."""
+    from PIL import Image
 
+    from edge_sd.data.decode import FORMATS
+    from edge_sd.data.local import find_files
     from edge_sd.errors import UsageError
 
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            try:
-                with Image.open(path) as image:
-                    return min(image.size)
-            except (UnidentifiedImageError, OSError, ValueError):
-                continue
-    raise UsageError(f"{folder} holds neither images nor a model", "give a checkpoint, a bundle, or a folder of images")
+    try:
+        files = find_files(str(folder))
+    except UsageError as error:
+        raise UsageError(f"{error.message}, and no model", "give a checkpoint, a bundle, or a folder of images") from error
+    for path in files.paths if files.kind == "folder" else ():
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                return min(image.size)
+        except Exception:  # noqa: S112 (damaged: whoever reads it says so, and Pillow raises whatever its parsers run into)
+            continue
+    raise UsageError(f"no image in {folder} says how large it is", "--size says it")
 
 
 # What is printed

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -144,6 +145,30 @@ def test_a_folder_of_images_is_measured_at_its_size() -> None:
     assert Evaluation.model_validate_json(smaller.out).size == 8
 
 
+def test_the_size_is_that_of_the_images_which_are_read(work: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mix"
+    shutil.copytree(work / "photos", folder)
+    Image.new("RGB", (40, 40)).save(folder / "0thumb.gif")
+    Image.new("RGB", (40, 40)).save(folder / ".0.png")
+    done = evaluate(folder, *DATA, "--features", "none", "--json")
+    assert done.code == 0, done
+    assert Evaluation.model_validate_json(done.out).size == 16
+
+
+def test_shards_do_not_say_how_large_their_images_are(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"")
+    assert "--size" in evaluate(tmp_path, *DATA, "--features", "none").error
+
+
+def test_no_more_is_read_than_the_limit() -> None:
+    done = evaluate("photos", "--data", "photos", "--limit", N, "-n", N, "--features", "none", "--json")
+    assert Evaluation.model_validate_json(done.out).real.available == N
+    assert (
+        "data holds 12 images, not 13"
+        in evaluate("photos", "--data", "photos", "--limit", N, "-n", N + 1, "--features", "none").error
+    )
+
+
 def test_the_same_images_on_both_sides_are_no_distance_apart() -> None:
     done = evaluate("photos", "--data", "photos", "-n", 20, "--features", "none", "--json")
     assert {figure["value"] for figure in json.loads(done.out)["figures"]} == {0.0}
@@ -172,7 +197,7 @@ def test_the_features_can_be_named() -> None:
         (("model.safetensors", *DATA, "--solver", "magic"), r"unknown solver 'magic'"),
         (("model.edgesd", *DATA, "--runtime", "magic"), r"unknown runtime 'magic'"),
         (("nothing", *DATA), r"nothing does not exist"),
-        (("empty", *DATA), r"holds neither images nor a model"),
+        (("empty", *DATA), r"holds no images, and no model"),
         (("photos", *DATA, "--wavelet", "magic"), r"unknown wavelet 'magic'"),
         (("photos", *DATA, "--size", 8), r"--resize"),
     ],
