@@ -59,16 +59,26 @@ def sample_model(
             return torch.from_numpy(gaussian_batch(seed, indices, row, model.config.sample_shape)).to(device)
 
         def program(x: torch.Tensor, row: int, start: int = start) -> torch.Tensor:
-            observe(start // batch_size * len(plan) + row, len(starts) * len(plan))
-            return model.denoise(x, features[row].expand(len(x), -1))
+            e = model.denoise(x, features[row].expand(len(x), -1))
+            observe(start // batch_size * len(plan) + row + 1, len(starts) * len(plan))
+            return e
 
         with torch.no_grad():
             samples.append(execute(plan, program, noise(-1), noise).cpu().numpy())
     return np.concatenate(samples)
 
 
-def decode(decoder: Decoder, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Latents (n, C, h, w) → images (n, 3, H, W), about −1 … 1, one at a time: an image is much larger than its latent."""
-    module = decoder.build()
+def decode(
+    decoder: Decoder, latents: NDArray[np.float32], observe: Callable[[int, int], None] = lambda done, total: None
+) -> NDArray[np.float32]:
+    """Latents (n, C, h, w) → images (n, 3, H, W), about −1 … 1, one at a time: an image is much larger than its latent.
+
+    Args:
+        observe: called with (images done, images in all).
+    """
+    module, images = decoder.build(), []
     with torch.inference_mode():
-        return np.concatenate([module(torch.from_numpy(latent[None])).numpy() for latent in latents])
+        for latent in latents:
+            images.append(module(torch.from_numpy(latent[None])).numpy())
+            observe(len(images), len(latents))
+    return np.concatenate(images)
