@@ -1,6 +1,5 @@
 """`edge-sd sample`: a grid of pictures from a checkpoint or a bundle."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +19,7 @@ def sample(
         Path, typer.Argument(help="Checkpoint, bundle NAME.edgesd, or a shipped model: edge-sd list models.")
     ] = Path(DEFAULT),
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file.")] = Path("grid.png"),
-    count: Annotated[int, typer.Option("-n", "--count", help="How many samples.", min=1)] = 16,
+    count: Annotated[int, typer.Option("-n", help="How many samples.", min=1)] = 16,
     solver: Annotated[str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp, or a bundle's own plan.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20, or a bundle's own plan.")] = None,
     spacing: option.Spacing = None,
@@ -42,13 +41,15 @@ def sample(
     """
     from edge_sd.bundle.bundle import SUFFIX
     from edge_sd.bundle.manifest import MANIFEST
-    from edge_sd.cli._console import progress, say
+    from edge_sd.cli._console import say
     from edge_sd.data import grid, rgb, save_png
     from edge_sd.errors import UsageError
 
     model = option.shipped(model)
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
+    if output.suffix.lower() not in (".png", ""):
+        raise UsageError(f"{output}: what is written is a PNG file", f"-o {output.with_suffix('.png')}")
     plan_choice = None
     if any((solver, steps is not None, spacing, eta)):
         plan_choice = {
@@ -57,17 +58,12 @@ def sample(
             "spacing": spacing,
             "eta": eta,
         }
-    with progress("sampling") as update:
-
-        def observe(done: int, total: int) -> None:
-            update(done, total, "")
-
-        if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
-            samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, label, observe)
-        elif runtime in (None, "torch"):
-            samples = _from_checkpoint(model, plan_choice, threads, seed, count, label, observe)
-        else:
-            raise UsageError(f"a checkpoint runs in torch, not in {runtime}", "edge-sd export makes a bundle of it")
+    if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
+        samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, label)
+    elif runtime in (None, "torch"):
+        samples = _from_checkpoint(model, plan_choice, threads, seed, count, label)
+    else:
+        raise UsageError(f"a checkpoint runs in torch, not in {runtime}", "edge-sd export makes a bundle of it")
     save_png(output, grid(rgb(samples), scale=scale))
     say(f"wrote {output}")
 
@@ -79,14 +75,13 @@ def _from_checkpoint(
     seed: int,
     count: int,
     label: int | None,
-    observe: Callable[[int, int], None],
 ) -> "np.ndarray":
-    import numpy as np
     import torch
 
+    from edge_sd.cli._console import progress
     from edge_sd.diffusion import compile_plan
     from edge_sd.foreign import open_model, refuse_missing_decoder
-    from edge_sd.sampling import sample_model
+    from edge_sd.sampling import decode, sample_model
 
     model = open_model(path)
     refuse_missing_decoder(model, path)
@@ -95,12 +90,19 @@ def _from_checkpoint(
     plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
     if threads is not None:
         torch.set_num_threads(threads)
-    samples = sample_model(model.checkpoint.build(), plan, seed=seed, count=count, label=label, observe=observe)
+    with progress("sampling") as update:
+        samples = sample_model(
+            model.checkpoint.build(),
+            plan,
+            seed=seed,
+            count=count,
+            label=label,
+            observe=lambda done, total: update(done, total, ""),
+        )
     if model.decoder is None:
         return samples
-    with torch.inference_mode():
-        decoder = model.decoder.build()
-        return np.concatenate([decoder(torch.from_numpy(sample[None])).numpy() for sample in samples])
+    with progress("decoding") as update:
+        return decode(model.decoder, samples, lambda done, total: update(done, total, ""))
 
 
 def _from_bundle(
@@ -111,11 +113,11 @@ def _from_bundle(
     seed: int,
     count: int,
     label: int | None,
-    observe: Callable[[int, int], None],
 ) -> "np.ndarray":
     from dataclasses import replace
 
     from edge_sd.bundle import open_bundle
+    from edge_sd.cli._console import progress
     from edge_sd.runtimes import find_runtime, rows_of, sample_bundle
 
     bundle, found = open_bundle(path), find_runtime(runtime)
@@ -132,6 +134,8 @@ def _from_bundle(
     else:
         features = rows_of(bundle, found, label, threads)
     decoder = found.load(bundle, threads, "decoder") if "decoder" in {c.program for c in bundle.manifest.contracts} else None
-    return sample_bundle(
-        found.load(bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder, observe=observe
-    )
+    with progress("sampling") as update:
+        return sample_bundle(
+            found.load(bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder,
+            observe=lambda done, total: update(done, total, ""),
+        )  # fmt: skip
