@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sd.checkpoint import Provenance
-from edge_sd.decoder import OWN, Decoder, DecoderHeader, latent_space, load_autoencoder_module, load_decoder
+from edge_sd.decoder import OWN, Decoder, DecoderHeader, latent_space, load_foreign_autoencoder
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import fingerprint, read_tensors, tensors_digest, write_tensors
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -142,8 +142,8 @@ def open_autoencoder(path: Path) -> Codec:
         InstallationError: a folder, and diffusers is not installed.
     """
     if path.is_dir():
-        decoder = load_decoder(path)
-        encoder = _ForeignEncoder(load_autoencoder_module(path), decoder.header.latent_scale, decoder.header.latent_shift)
+        module, decoder = load_foreign_autoencoder(path)
+        encoder = _ForeignEncoder(module, decoder.header.latent_scale, decoder.header.latent_shift)
         return Codec(encoder.eval().requires_grad_(False), decoder, own=False)
     file = load_autoencoder(path)
     return Codec(file.build().encoder.requires_grad_(False), file.decoder(), own=True)

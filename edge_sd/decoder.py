@@ -105,7 +105,7 @@ def load_decoder(path: Path) -> Decoder:
         EdgeSDError: missing, broken, changed since it was written, a pickle, or of a class or a setting that is not known here.
     """
     if path.is_dir():
-        return _from_diffusers(path)
+        return _from_diffusers(path)[0]
     header, weights = read_tensors(DecoderHeader, path)
     if tensors_digest(weights) != header.digest:
         raise EdgeSDError(
@@ -138,7 +138,8 @@ def image_shape(decoder: Decoder, latent_shape: tuple[int, int, int]) -> tuple[i
     return cast(tuple[int, int, int], tuple(image.shape[1:]))
 
 
-def _from_diffusers(folder: Path) -> Decoder:
+def _from_diffusers(folder: Path) -> tuple[Decoder, dict[str, np.ndarray]]:
+    """The decoder of a diffusers folder, and all tensors of the folder, the encoder's too."""
     from edge_sd.foreign.weights import CONFIG, class_of, read_json, read_weights  # here: that package imports this module
 
     source = folder / CONFIG
@@ -160,7 +161,7 @@ def _from_diffusers(folder: Path) -> Decoder:
             raise EdgeSDError(f"{folder} holds the tensor {name}, which is unknown", "does config.json belong to these weights?")
     weights = {name: value for name, value in tensors.items() if name.startswith(_KEPT)}
     header = _header(architecture, config, tensors_digest(weights), source)
-    return Decoder(header, weights)
+    return Decoder(header, weights), tensors
 
 
 def _header(architecture: str, config: Mapping[str, Any], digest: str, source: Path) -> DecoderHeader:
@@ -216,20 +217,18 @@ def _diffusers_module(header: DecoderHeader) -> Any:
         ) from error
 
 
-def load_autoencoder_module(folder: Path) -> "torch.nn.Module":
-    """The whole autoencoder of a diffusers folder that `load_decoder` takes, encoder too, in evaluation mode.
+def load_foreign_autoencoder(folder: Path) -> "tuple[torch.nn.Module, Decoder]":
+    """The whole autoencoder of a diffusers folder that `load_decoder` takes, in evaluation mode, and its decoder; read once.
 
     Raises:
-        EdgeSDError: its weights are not those of its configuration.
+        EdgeSDError: what `load_decoder` raises, or its weights are not those of its configuration.
     """
     import torch
 
-    from edge_sd.foreign.weights import read_weights
-
-    module = _diffusers_module(_from_diffusers(folder).header)
-    weights = {name: torch.from_numpy(value.copy()) for name, value in read_weights(folder).items()}
+    decoder, tensors = _from_diffusers(folder)
+    module = _diffusers_module(decoder.header)
     try:
-        module.load_state_dict(weights, assign=True)
+        module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, assign=True)
     except RuntimeError as error:
         raise EdgeSDError(f"{folder}: weights do not fit: {' '.join(str(error).split())}", "was it copied whole?") from error
-    return cast("torch.nn.Module", module.eval())
+    return cast("torch.nn.Module", module.eval()), decoder

@@ -16,6 +16,7 @@ from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.decoder import OWN, image_shape, latent_space, load_decoder
 from edge_sd.errors import EdgeSDError, ExitCode
 from edge_sd.files import tensors_digest, write_tensors
+from edge_sd.foreign import weights as foreign_weights
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -208,6 +209,19 @@ def test_it_encodes_as_diffusers_does(kind: str, image: torch.Tensor, tmp_path: 
     torch.testing.assert_close(codec.encoder(image), (z - shift) * scale, rtol=0, atol=1e-5)
     assert not codec.encoder.training
     assert not any(parameter.requires_grad for parameter in codec.encoder.parameters())
+
+
+def test_a_folders_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, folder = folder_of("KL", tmp_path)
+    read, times = foreign_weights.read_weights, list[Path]()
+
+    def counted(path: Path) -> dict[str, np.ndarray]:
+        times.append(path)
+        return read(path)
+
+    monkeypatch.setattr(foreign_weights, "read_weights", counted)
+    open_autoencoder(folder)
+    assert times == [folder]
 
 
 @pytest.mark.parametrize("kind", KINDS)
