@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 Autoencoder = Annotated[
     Path | None,
-    typer.Option("--autoencoder", help="Denoise its latents, not pixels: autoencoder.safetensors, or a diffusers folder."),
+    typer.Option(
+        "--autoencoder",
+        help="Denoise its latents, not pixels: autoencoder.safetensors, a diffusers folder, or a shipped one: emoji64.",
+    ),
 ]
 
 
@@ -42,9 +45,10 @@ def read_samples(
     from edge_sd.decoder import image_shape
     from edge_sd.errors import UsageError
     from edge_sd.latents import encode_data, refuse_margin
+    from edge_sd.pretrained import autoencoder_path
 
     refuse_margin(cast(int, values["crop"]))
-    codec = open_autoencoder(autoencoder)
+    codec = open_autoencoder(autoencoder_path(autoencoder))
     if codec.decoder.latent_channels != model.in_channels:
         raise UsageError(
             f"the autoencoder's latents have {codec.decoder.latent_channels} channels, the model takes {model.in_channels}",

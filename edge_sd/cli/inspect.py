@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def inspect(
     bundle: Annotated[
-        Path, typer.Argument(metavar="PATH", help="Bundle NAME.edgesd, or .safetensors of a checkpoint, autoencoder or decoder.")
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="Bundle NAME.edgesd, .safetensors of a checkpoint, autoencoder or decoder, or a shipped model, such as emoji64.",
+        ),
     ],
     as_json: option.AsJson = False,
 ) -> None:
@@ -27,6 +31,7 @@ def inspect(
     """
     from edge_sd.bundle import open_bundle
 
+    bundle = option.shipped(bundle)
     if bundle.is_file():
         _inspect_weights(bundle, as_json)
         return

@@ -25,6 +25,7 @@ from edge_sd.diffusion import SCHEDULES
 from edge_sd.models import ModelConfig
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.pretrained import AUTOENCODERS, SHIPPED, autoencoder_path
 
 RUNTIMES = ("torch", "onnxruntime", "executorch")
 DATA = ("--count", 8, "--min-radius", 3)
@@ -277,6 +278,12 @@ def test_inspect_tells_what_a_file_of_weights_is(work: Path, autoencoder: Path, 
         assert not [text for text in (*said, space) if text not in found], done.out
 
 
+def test_inspect_takes_a_shipped_models_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHIPPED, "emoji64", checkpoint)
+    header = load_checkpoint(checkpoint).header
+    assert json.loads(succeeded("inspect", "emoji64", "--json").out)["digest"] == header.digest
+
+
 def test_inspect_of_weights_as_json_is_their_header(autoencoder: Path, checkpoint: Path) -> None:
     for path, digest in (
         (autoencoder, load_autoencoder(autoencoder).header.digest),
@@ -294,6 +301,26 @@ def test_inspect_of_a_file_that_is_damaged_or_of_another_kind(autoencoder: Path,
     path.write_bytes(whole[:-9])
     refused(call("inspect", path), 1, "x.safetensors is not a whole safetensors file")
     refused(call("inspect", work / "student.edgesd" / "plan.safetensors"), 1, "plan.safetensors holds something else, of which")
+
+
+# Names of what comes with the package
+
+
+def test_a_model_is_trained_in_a_shipped_autoencoders_latents(
+    autoencoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AUTOENCODERS, "emoji64", autoencoder)
+    succeeded("train", "--preset", "latent16", "--autoencoder", "emoji64", "--size", 4, *DATA, *FEW, "-o", tmp_path / "out")
+    space = latent_space(load_autoencoder(autoencoder).decoder())
+    assert load_checkpoint(tmp_path / "out" / "checkpoint.safetensors").header.provenance.parents["autoencoder"] == space
+
+
+def test_what_is_called_like_a_shipped_autoencoder_here_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert autoencoder_path("emoji64") == AUTOENCODERS["emoji64"]
+    assert autoencoder_path("other.safetensors") == Path("other.safetensors")
+    Path("emoji64").mkdir()
+    assert autoencoder_path("emoji64") == Path("emoji64")
 
 
 # What is refused
