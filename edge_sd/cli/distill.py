@@ -10,7 +10,7 @@ from edge_sd.cli import _options as option
 
 
 def distill(
-    teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint to follow, or a shipped model.")],
+    teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint or diffusers folder to follow, or a shipped model.")],
     output: option.OutFolder,
     source: option.Source = "dead-leaves",
     resize: option.Resize = False,

@@ -161,7 +161,9 @@ def kernel_distance(
     drawn, left_out = mmd[:subsets], mmd[subsets:]
     error = None
     if groups:
-        error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
+        of_images = (groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)
+        of_subsets = drawn.var(ddof=1) / subsets if subsets > 1 else 0.0  # which ones happened to be drawn
+        error = float(np.sqrt(of_images + of_subsets))
     return Estimate(float(drawn.mean()), error, float(drawn.std()))
 
 

@@ -16,7 +16,7 @@ from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import to_x0
-from edge_sd.evaluation.spectrum import radial_spectrum, spectral_slope
+from edge_sd.evaluation.spectrum import power_law, radial_spectrum
 from edge_sd.models.unet import SpectralUNet
 
 Float64 = NDArray[np.float64]
@@ -75,8 +75,7 @@ def recovery(
         measured[row] = radial_spectrum(torch.cat(parts).numpy())[1] / clean
     snr = alpha_bar / (1 - alpha_bar)
     wiener = snr[:, None] * spectrum / (snr[:, None] * spectrum + 1)
-    slope = spectral_slope(frequencies, spectrum)
-    level = float(np.exp(np.mean(np.log(spectrum) - slope * np.log(frequencies))))  # S ≈ level · f^slope
+    slope, level = power_law(frequencies, spectrum)
     law = (1 / (snr * level)) ** (1 / slope) if slope else np.full(len(snr), np.nan)
     return Recovery(times, frequencies, spectrum, measured, wiener, front(frequencies, wiener), law)
 

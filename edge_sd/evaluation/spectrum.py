@@ -54,8 +54,14 @@ def radial_spectrum(images: NDArray[np.floating] | NDArray[np.uint8]) -> tuple[F
 
 def spectral_slope(frequencies: NDArray[np.float64], power: NDArray[np.float64]) -> float:
     """Slope of log power against log frequency, between two cycles an image and 0.4 cycles a pixel; −2 for 1/f²."""
+    return power_law(frequencies, power)[0]
+
+
+def power_law(frequencies: NDArray[np.float64], power: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and level of power ≈ level · frequency^slope, fitted where `spectral_slope` looks."""
     chosen = (frequencies >= 2 * frequencies[0]) & (frequencies <= 0.4)
-    return float(np.polyfit(np.log(frequencies[chosen]), np.log(power[chosen]), 1)[0])
+    slope, height = np.polyfit(np.log(frequencies[chosen]), np.log(power[chosen]), 1)
+    return float(slope), float(np.exp(height))
 
 
 def spectrum_gap_db(real: NDArray[np.floating], generated: NDArray[np.floating]) -> float:

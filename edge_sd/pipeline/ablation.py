@@ -7,11 +7,12 @@ against the same real images; what is compared is the difference to Lite seed by
 import multiprocessing
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,20 +22,20 @@ from typing_extensions import Self
 
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import DataConfig, grid, open_data, save_png
-from edge_sd.diffusion import compile_plan
-from edge_sd.errors import UsageError
+from edge_sd.diffusion import SCHEDULES, compile_plan
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.draw import CheckpointDrawer, PlanChoice, cores, draw
 from edge_sd.evaluation.features import load_features
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.evaluation.record import Evaluation
 from edge_sd.evaluation.recovery import recovery
-from edge_sd.evaluation.reference import EvaluationSettings, Reference, choose
+from edge_sd.evaluation.reference import EvaluationSettings, Reference, check_enough, choose
 from edge_sd.files import read_model, write_model, write_text
 from edge_sd.models import ModelConfig
 from edge_sd.models.count import count
 from edge_sd.pipeline.config import AutoencoderSection, ModelSection, TeacherSection
 from edge_sd.pipeline.learning import Learning, Update
-from edge_sd.pipeline.stages import Stages, hash_of
+from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.ablation import TEACHER, AblationReport, ablation_figure, assemble_ablation, frequency_figure, write_ablation
 from edge_sd.training import DistillConfig, TrainConfig, distill
 from edge_sd.training.learner import DenoiseLearner
@@ -113,7 +114,7 @@ class AblationConfig(Record):
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     variants: tuple[str, ...] = tuple(VARIANTS)
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(default=(0, 1, 2), min_length=1)
     measure: MeasureSection = MeasureSection()
     processes: int = Field(default=1, ge=1)
 
@@ -122,6 +123,14 @@ class AblationConfig(Record):
         for name in self.variants:
             if name not in VARIANTS:
                 raise ValueError(f"unknown variant {name!r}; one of {', '.join(VARIANTS)}")
+        for listed in (self.variants, self.seeds):
+            if len(set(listed)) < len(listed):
+                raise ValueError("variants and seeds: each once")
+        for section in (self.lite, self.gated):
+            if section.train != TrainConfig():
+                raise ValueError("lite and gated are trained alike, by the settings of train")
+            if section.config.num_classes is not None:
+                raise ValueError("samples are drawn without a class, by models that know none")
         if BASELINE not in self.variants:
             raise ValueError(f"variants: {BASELINE} is what the others are compared with")
         if self.lite.config.sample_shape != self.gated.config.sample_shape:
@@ -183,8 +192,9 @@ class Ablation:
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         if self.out.exists() and not (self.out / "run.yaml").exists() and any(self.out.iterdir()):
             raise UsageError(f"{self.out} exists and is no run", "choose another -o")
+        refuse_many_processes()
         self.learning.check()
-        load_measure(self.config.measure)  # a feature extractor that does not load is an error now
+        self._check_measure()
         write_text(self.out / "run.yaml", text)
         self.learning.walk()
         jobs = [
@@ -196,6 +206,12 @@ class Ablation:
         found = [(job.variant, job.seed, read_model(Evaluation, job.evaluation)) for job in jobs]
         found += [(TEACHER, seed, self._measure_teacher(seed)) for seed in self.config.seeds]
         return self._report(found)
+
+    def _check_measure(self) -> None:
+        """What could only fail after the first training, now: the extractor, the plan, and how many images there are."""
+        measure = self.config.measure
+        check_enough(measure.n, load_measure(measure), measure.settings)
+        compile_plan(SCHEDULES["cosine"], prediction="v", **measure.plan.model_dump())
 
     def _report(self, found: list[tuple[str, int, Evaluation]]) -> AblationReport:
         config = self.config
@@ -241,17 +257,28 @@ class Ablation:
         ]
         done = len(jobs) - len(todo)
         self.update("variants", done, len(jobs), "")
-        with ProcessPoolExecutor(self.config.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(_train_and_measure, job, self.overwrite): job for job in todo}
-            try:
-                for future in as_completed(futures):
-                    job, seconds = futures[future], future.result()
+        pool = ProcessPoolExecutor(self.config.processes, mp_context=multiprocessing.get_context("spawn"))
+        running: dict[Future[float], _Job] = {}
+        try:
+            while todo or running:
+                # No more than there are processes: what a pool has taken it finishes, and a variant may take hours.
+                while todo and len(running) < self.config.processes:
+                    job = todo.pop(0)
+                    running[pool.submit(_train_and_measure, job, self.overwrite)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job, seconds = running.pop(future), future.result()
                     done += 1
                     self.stages.keep(job.name, self._settings(job), keys, [job.checkpoint, job.evaluation], seconds)
                     self.update("variants", done, len(jobs), f"{job.name} done in {seconds:.0f} s")
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            pool.shutdown()
+        except BrokenProcessPool as error:
+            raise EdgeSDError(
+                "a process that trained a variant died; out of memory?", "fewer processes; the same command goes on"
+            ) from error
+        finally:
+            for process in list((pool._processes or {}).values()):  # those still at work after an error or Ctrl-C
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _settings(self, job: _Job) -> dict[str, Any]:
         config = self.config
@@ -304,22 +331,24 @@ def _size(model: ModelConfig) -> tuple[int, int]:
 
 
 def _train_and_measure(job: _Job, overwrite: bool) -> float:
-    """Train and measure one variant; the seconds it took."""
-    began = time.monotonic()
+    """Train and measure one variant; the seconds that its training took."""
     torch.set_num_threads(job.threads)
     config = AblationConfig.model_validate_json(job.config)
     learning = _shared(job.config, job.out)
+    samples, teacher = learning.samples, learning.open_teacher().checkpoint
+    began = time.monotonic()
     distill(
         config.model(job.variant),
-        learning.open_teacher().checkpoint,
-        learning.samples,
+        teacher,
+        samples,
         config.train.model_copy(update={"seed": job.seed}),
         VARIANTS[job.variant].distillation(config.distill),
         job.checkpoint.parent,
         overwrite=overwrite,
     )
+    seconds = time.monotonic() - began
     _measure(job.checkpoint, job.config, job.seed, job.threads, job.evaluation)
-    return time.monotonic() - began
+    return seconds
 
 
 def _measure(checkpoint: Path, config: str, seed: int, threads: int | None, out: Path) -> None:

@@ -10,7 +10,7 @@ from edge_sd.decoder import Decoder, image_shape
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.errors import UsageError
 from edge_sd.foreign import Foreign, open_model
-from edge_sd.latents import LatentData, encode_data
+from edge_sd.latents import LatentData, encode_data, refuse_margin
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.pipeline.config import AutoencoderSection, TeacherSection
 from edge_sd.pipeline.stages import Stages, hash_of
@@ -57,15 +57,23 @@ class Learning:
             UsageError: it is one.
         """
         if self._teacher.preset is not None:
-            shape = self._teacher.section.config.sample_shape
+            model = self._teacher.section.config
         else:
-            shape = open_model(self.teacher_path).checkpoint.header.model.sample_shape
+            model = open_model(self.teacher_path).checkpoint.header.model
+        shape = model.sample_shape
+        if model.num_classes != self._student.num_classes:
+            raise UsageError(
+                f"the teacher knows {model.num_classes} classes, the student {self._student.num_classes}",
+                "give both one num_classes",
+            )
         if shape != self._student.sample_shape:
             raise UsageError(
                 f"the teacher denoises {shape}, the student {self._student.sample_shape}",
                 "give both one image_size and in_channels",
             )
         section = self._autoencoder
+        if section is not None:
+            refuse_margin(self._data.crop)
         if section is not None and section.checkpoint is None:
             channels = section.config.latent_channels
         elif section is not None and self.autoencoder_path is not None:

@@ -18,7 +18,7 @@ from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_model, write_tensors, write_text
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.learning import Learning, Update
-from edge_sd.pipeline.stages import Stages, hash_of
+from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.assemble import SampleHeader, assemble
 from edge_sd.report.render import write_report
 from edge_sd.runtimes import find_runtime, runtimes, sample_bundle
@@ -85,6 +85,7 @@ class Run:
 
     def _check(self) -> None:
         """Every name and size is looked at now, not after the training."""
+        refuse_many_processes()
         config = self.config
         if (
             self.out.exists()
@@ -103,6 +104,11 @@ class Run:
             raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
         timesteps(config.sample.spacing or solver.default_spacing, 1000, config.sample.steps, includes_end=solver.includes_end)
         self.learning.check()
+        if config.student.config.num_classes is not None:
+            raise UsageError(
+                "a run draws samples without a class",
+                "edge-sd train, distill and export take class-conditional models one by one",
+            )
 
     # The stages
 
@@ -248,7 +254,10 @@ class Run:
             self.config.name,
             self.config.model_dump(mode="json"),
             {"teacher": self.teacher_path, "student": self.student_path},
-            {role: path.parent / METRICS for role, path in (("teacher", self.teacher_path), ("student", self.student_path))},
+            {
+                role: (path if path.is_dir() else path.parent) / METRICS
+                for role, path in (("teacher", self.teacher_path), ("student", self.student_path))
+            },
             self.bundle_path,
             self.sample_paths(),
             self.out / "samples" / "gates.safetensors",

@@ -3,13 +3,14 @@
 A stage is skipped when its settings, the hashes of its inputs and the hashes of what it wrote are those of its record.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import edge_sd
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import fingerprint, read_model, sha256, write_model
 from edge_sd.validation import Record
 
@@ -22,6 +23,18 @@ class StageRecord(Record):
     key: str
     seconds: float
     outputs: dict[str, str]
+
+
+def refuse_many_processes() -> None:
+    """Of processes that were launched together each would do every stage.
+
+    Raises:
+        UsageError: there are others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "a run is one process", "launch train and distill over many; a run takes what they made as teacher: {checkpoint: …}"
+        )
 
 
 class Stages:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from edge_sd.bundle import open_bundle
-from edge_sd.checkpoint import load_checkpoint, versions
+from edge_sd.checkpoint import versions
 from edge_sd.devices import BenchResult
 from edge_sd.evaluation import psnr_db, radial_spectrum, spectral_slope, spectrum_gap_db
 from edge_sd.files import read_tensors
+from edge_sd.foreign import open_model
 from edge_sd.models.count import count
 from edge_sd.report.data import Curve, Gates, ModelRow, RunReport, Spectrum
 from edge_sd.runtimes.parity import ParityResult
@@ -66,7 +67,7 @@ def assemble(
 
 
 def _model_row(role: str, path: Path) -> ModelRow:
-    header = load_checkpoint(path).header
+    header = open_model(path).checkpoint.header
     found = count(header.model)
     return ModelRow(
         role=role,

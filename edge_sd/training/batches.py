@@ -4,6 +4,7 @@ The whole batch is drawn and then shared out, so that the number of processes do
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -41,8 +42,12 @@ def image_indices(seed: int, step: int, batch_size: int, images: int) -> NDArray
     """Which images step `step` sees: the next `batch_size` of an endless sequence of permutations, one an epoch."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = positions // images, positions % images
-    orders = {epoch: _generator(seed, _ORDER, int(epoch)).permutation(images) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+    return np.array([_order(seed, int(epoch), images)[place] for epoch, place in zip(epochs, places, strict=True)])
+
+
+@lru_cache(maxsize=2)  # a batch sees two epochs at most where it does not see many of a few images
+def _order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    return _generator(seed, _ORDER, epoch).permutation(images)
 
 
 def draw_batch(samples: Samples, timesteps: int, config: TrainConfig, step: int, share: slice) -> Batch:

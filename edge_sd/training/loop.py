@@ -79,11 +79,14 @@ def train(
         EdgeSDError: a run with other settings is there, or another process at work; a loss is not finite, or the disk is full.
     """
     settings = _settings(learner, samples, config, provenance)
-    finished = _prepare(out, learner, settings, overwrite)
+    finished = _finished(out, learner, settings, overwrite)
     if finished is not None:
         return finished
     accelerator = devices.open_accelerator()
-    with _alone(out) if accelerator.is_main_process else nullcontext():
+    with explained(out), _alone(out) if accelerator.is_main_process else nullcontext():
+        if overwrite and accelerator.is_main_process:
+            _clear(out, learner.result_name)
+        accelerator.wait_for_everyone()
         return _train(learner, samples, config, out, provenance, settings, accelerator, observe)
 
 
@@ -215,8 +218,8 @@ def _settings(learner: Learner, samples: Samples, config: TrainConfig, provenanc
     }
 
 
-def _prepare(out: Path, learner: Learner, settings: dict[str, Any], overwrite: bool) -> Result | None:
-    """Make the folder, or return the result of a finished run with the same settings."""
+def _finished(out: Path, learner: Learner, settings: dict[str, Any], overwrite: bool) -> Result | None:
+    """The result of a finished run with the same settings, if there is one that may stay."""
     result = learner.result_name
     ours = {result, STATE, METRICS, "samples", "decoder.safetensors"}
     if out.exists() and not out.is_dir():
@@ -228,22 +231,23 @@ def _prepare(out: Path, learner: Learner, settings: dict[str, Any], overwrite: b
     )
     if foreign:
         raise UsageError(f"{out} exists and is no training run: it holds {foreign[0]}", "choose another -o")
-    if overwrite:
-        for name in (result, STATE, METRICS, "decoder.safetensors"):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / "samples", ignore_errors=True)
-    if (out / result).exists():
-        found = learner.load(out / result)
-        check_settings(out / result, found.header.provenance.settings, settings)
-        return found
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-    return None
+    if overwrite or not (out / result).exists():
+        return None
+    found = learner.load(out / result)
+    check_settings(out / result, found.header.provenance.settings, settings)
+    return found
+
+
+def _clear(out: Path, result: str) -> None:
+    for name in (result, STATE, METRICS, "decoder.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "samples", ignore_errors=True)
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold a run's folder, by a lock that a killed process loses."""
+    out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -38,6 +38,7 @@ class Ours(AbstractContextManager["Ours"]):
     """`fit` in a thread of its own, where it is held after every step until it is called."""
 
     def __init__(self, model: ModelConfig, data: ImageData, **changes: Any) -> None:
+        self._error: BaseException | None = None
         self._go, self._done, self._stop = threading.Semaphore(0), threading.Semaphore(0), False
         self._folder = tempfile.TemporaryDirectory()
         config = CONFIG.model_copy(update=changes)
@@ -48,6 +49,10 @@ class Ours(AbstractContextManager["Ours"]):
             fit(model, SCHEDULE, "v", data, config, Path(self._folder.name), observe=self._observe)
         except KeyboardInterrupt:
             return
+        except BaseException as error:  # said by whoever waits for a step
+            self._error = error
+        finally:
+            self._done.release()
 
     def _observe(self, progress: Progress) -> None:
         self._done.release()
@@ -57,7 +62,7 @@ class Ours(AbstractContextManager["Ours"]):
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._done.acquire()
+        self._wait()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,7 +74,12 @@ class Ours(AbstractContextManager["Ours"]):
     def __call__(self) -> None:
         """One step."""
         self._go.release()
+        self._wait()
+
+    def _wait(self) -> None:
         self._done.acquire()
+        if self._error is not None:
+            raise self._error
 
 
 def plain(model: ModelConfig, data: ImageData, *, wavelets: bool = False, bfloat16: bool = False, fused: bool = False) -> Call:

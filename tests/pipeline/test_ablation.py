@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import read_model
+from edge_sd.pipeline import ablation
 from edge_sd.pipeline.ablation import VARIANTS, Ablation, AblationConfig
 from edge_sd.pipeline.config import RunConfig, load_config
 from edge_sd.pipeline.run import Run
@@ -119,12 +123,62 @@ def test_a_table_says_n_split_seeds_and_intervals(finished: Path) -> None:
         ({"variants": ["all"]}, "lite is what the others are compared with"),
         ({"gated": {"preset": "latent16"}}, "lite denoises"),
         ({"measure": {"n": 1}}, "greater than or equal to 2"),
+        ({"seeds": [0, 0]}, "each once"),
+        ({"seeds": [-1]}, "greater than or equal to 0"),
+        ({"variants": ["lite", "all", "all"]}, "each once"),
+        ({"lite": {**CONFIG["lite"], "train": {"steps": 3}}}, "trained alike"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
     with pytest.raises(UsageError, match=complaint):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("measure", "complaint"),
+    [
+        ({"plan": {"solver": "nosuch"}}, "nosuch"),
+        ({"features": "test_ablation:_flat", "feature_size": 8, "n": 10}, "too few .* subsets of 1000"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error_before_anything_is_trained(
+    measure: dict[str, Any], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    with pytest.raises(UsageError, match=complaint):
+        walk(tmp_path / "out", measure={"n": 16, **measure})
+    assert not (tmp_path / "out" / "autoencoder").exists()
+
+
+def _flat(images: torch.Tensor) -> torch.Tensor:
+    return images.flatten(1)
+
+
+def test_a_run_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process"):
+        walk(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_variant_whose_process_dies_ends_the_ablation_in_words_and_it_goes_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "evaluations" / "lite-3.json").unlink()
+    monkeypatch.setattr(ablation, "_train_and_measure", _die)
+    with pytest.raises(EdgeSDError, match="died"):
+        walk(tmp_path / "out")
+    monkeypatch.undo()
+    report, said = walk(tmp_path / "out")
+    assert {name for name, state in said.items() if state == "running"} <= {"lite-3"}
+    whole = read_model(AblationReport, finished / "ablation.json")
+    assert [row.figures for row in report.rows] == [row.figures for row in whole.rows]
+
+
+def _die(*arguments: object) -> float:
+    os._exit(9)
 
 
 def test_features_that_do_not_load_are_an_error_before_anything_is_trained(tmp_path: Path) -> None:

@@ -443,8 +443,9 @@ def test_the_rate_warms_up_and_falls(decay: Any, warmup: int) -> None:
 
 def test_of_two_processes_in_one_folder_the_second_is_refused(run: Runs, tmp_path: Path) -> None:
     def start_another(progress: Progress) -> None:
-        with pytest.raises(EdgeSDError, match=f"another process is training in {tmp_path}"):
-            run(tmp_path)
+        for overwrite in (False, True):
+            with pytest.raises(EdgeSDError, match=f"another process is training in {tmp_path}"):
+                run(tmp_path, overwrite=overwrite)
 
     whole = run(tmp_path, observe=start_another)
     assert whole.header.provenance.steps == TRAIN.steps
