@@ -211,6 +211,7 @@ def _diffusers_module(header: DecoderHeader) -> Any:
     try:
         with quiet(), torch.device("meta"):
             return getattr(diffusers, header.architecture).from_config(header.config)
+    # What a constructor raises for a configuration that is wrong somewhere, whichever line stumbles over it; said, not hidden.
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, NotImplementedError) as error:
         raise EdgeSDError(
             f"diffusers makes no {header.architecture} of this configuration: {error}", "compare it with what diffusers writes"

@@ -10,7 +10,6 @@ from edge_sd.cli import _options as option
 
 if TYPE_CHECKING:
     from edge_sd.data import ImageData
-    from edge_sd.decoder import Decoder
     from edge_sd.foreign import Foreign
     from edge_sd.latents import LatentData
     from edge_sd.models import ModelConfig
@@ -37,8 +36,11 @@ def read_samples(
     Raises:
         UsageError: latents of another number of channels than the model's, images with a margin, or a teacher of other samples.
     """
+    from edge_sd.foreign import refuse_other_teacher
+
     if autoencoder is None:
-        _refuse_other_teacher(model, teacher, None)
+        if teacher is not None:
+            refuse_other_teacher(teacher, model.sample_shape, None)
         return option.read_data(values, model.image_size)
     from edge_sd.autoencoder import open_autoencoder
     from edge_sd.cli._console import progress, say
@@ -54,7 +56,8 @@ def read_samples(
             f"the autoencoder's latents have {codec.decoder.latent_channels} channels, the model takes {model.in_channels}",
             "a preset of as many channels: edge-sd list presets",
         )
-    _refuse_other_teacher(model, teacher, codec.decoder)
+    if teacher is not None:
+        refuse_other_teacher(teacher, model.sample_shape, codec.decoder)
     images = option.read_data(values, image_shape(codec.decoder, model.sample_shape)[-1])
     with progress("encoding images") as update:
         latents = encode_data(images, codec, cast("Path | None", values["cache"]), lambda done, total: update(done, total, ""))
@@ -62,36 +65,3 @@ def read_samples(
     if not codec.own:
         say(f"latents: scale {header.latent_scale:.4f} and shift {header.latent_shift:.4f}, measured on these images")
     return latents
-
-
-def _refuse_other_teacher(model: "ModelConfig", teacher: "Foreign | None", decoder: "Decoder | None") -> None:
-    """Refuse a teacher of other samples, as far as that is known before a foreign autoencoder's scale is measured.
-
-    Args:
-        decoder: the autoencoder's; None where the samples are images.
-    """
-    from edge_sd.decoder import OWN, latent_space
-    from edge_sd.errors import UsageError
-
-    if teacher is None:
-        return
-    header = teacher.checkpoint.header
-    theirs = header.provenance.parents.get("autoencoder")
-    if decoder is None or theirs is None:
-        other = decoder is not None or theirs is not None
-    elif decoder.header.architecture == OWN:
-        other = theirs != latent_space(decoder)
-    else:  # of a foreign one, whose scale is not known yet, the weights can be compared where the teacher's decoder is there
-        other = teacher.decoder is not None and teacher.decoder.header.digest != decoder.header.digest
-    if other:
-        denoises = "pixels" if theirs is None else f"latents ({theirs[:12]})"
-        raise UsageError(
-            f"the teacher was trained in another latent space: it denoises {denoises}, "
-            f"not {'pixels' if decoder is None else 'these latents'}",
-            "give --autoencoder as for the teacher, and the same images",
-        )
-    if header.model.sample_shape != model.sample_shape:
-        raise UsageError(
-            f"the teacher denoises {header.model.sample_shape}, the student {model.sample_shape}",
-            "a preset of the teacher's size: edge-sd list presets",
-        )

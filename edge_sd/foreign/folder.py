@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_sd.checkpoint import Checkpoint, CheckpointHeader, Provenance, load_checkpoint, versions
-from edge_sd.decoder import Decoder, latent_space, load_decoder
+from edge_sd.decoder import OWN, Decoder, latent_space, load_decoder
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import tensors_digest
 from edge_sd.foreign.mapping import map_weights
 from edge_sd.foreign.schedule import read_schedule
@@ -118,6 +118,38 @@ def refuse_other_latents(checkpoint: Checkpoint, decoder: Decoder) -> None:
         raise EdgeSDError(
             f"the denoiser was trained on latents {trained_on[:12]}, the decoder takes {given[:12]}",
             "give the decoder.safetensors that lies beside the checkpoint",
+        )
+
+
+def refuse_other_teacher(teacher: Foreign, sample_shape: tuple[int, int, int], decoder: Decoder | None) -> None:
+    """Refuse a teacher of other samples, as far as that is known before a foreign autoencoder's scale is measured.
+
+    Args:
+        sample_shape: (C, H, W) of what the student denoises.
+        decoder: of the autoencoder that makes it; None where the samples are images.
+
+    Raises:
+        UsageError: it was trained on other latents, on pixels in place of latents or the reverse, or on another shape.
+    """
+    header = teacher.checkpoint.header
+    theirs = header.provenance.parents.get("autoencoder")
+    if decoder is None or theirs is None:
+        other = decoder is not None or theirs is not None
+    elif decoder.header.architecture == OWN:
+        other = theirs != latent_space(decoder)
+    else:  # of a foreign one, whose scale is not known yet, the weights can be compared where the teacher's decoder is there
+        other = teacher.decoder is not None and teacher.decoder.header.digest != decoder.header.digest
+    if other:
+        denoises = "pixels" if theirs is None else f"latents ({theirs[:12]})"
+        raise UsageError(
+            f"the teacher was trained in another latent space: it denoises {denoises}, "
+            f"not {'pixels' if decoder is None else 'these latents'}",
+            "give --autoencoder as for the teacher, and the same images",
+        )
+    if header.model.sample_shape != sample_shape:
+        raise UsageError(
+            f"the teacher denoises {header.model.sample_shape}, the student {sample_shape}",
+            "a preset of the teacher's size: edge-sd list presets",
         )
 
 

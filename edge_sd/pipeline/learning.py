@@ -9,7 +9,7 @@ from edge_sd.data import DataConfig, ImageData, open_data, source_key
 from edge_sd.decoder import Decoder, image_shape
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.errors import UsageError
-from edge_sd.foreign import Foreign, open_model
+from edge_sd.foreign import Foreign, open_model, refuse_other_teacher
 from edge_sd.latents import LatentData, encode_data, refuse_margin
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.pipeline.config import AutoencoderSection, TeacherSection
@@ -56,10 +56,8 @@ class Learning:
         Raises:
             UsageError: it is one.
         """
-        if self._teacher.preset is not None:
-            model = self._teacher.section.config
-        else:
-            model = open_model(self.teacher_path).checkpoint.header.model
+        teacher = None if self._teacher.preset is not None else self.open_teacher()
+        model = self._teacher.section.config if teacher is None else teacher.checkpoint.header.model
         shape = model.sample_shape
         if model.num_classes != self._student.num_classes:
             raise UsageError(
@@ -74,12 +72,14 @@ class Learning:
         section = self._autoencoder
         if section is not None:
             refuse_margin(self._data.crop)
-        if section is not None and section.checkpoint is None:
-            channels = section.config.latent_channels
-        elif section is not None and self.autoencoder_path is not None:
-            channels = open_autoencoder(self.autoencoder_path).decoder.latent_channels
-        else:
+        decoder = None
+        if section is not None and section.checkpoint is not None:
+            decoder = open_autoencoder(section.checkpoint).decoder
+        if teacher is not None and (section is None or decoder is not None):  # of one to be trained the latents are not known yet
+            refuse_other_teacher(teacher, self._student.sample_shape, decoder)
+        if section is None:
             return
+        channels = section.config.latent_channels if decoder is None else decoder.latent_channels
         if channels != self._student.in_channels:
             raise UsageError(
                 f"the autoencoder makes {channels} channels, the student denoises {self._student.in_channels}",

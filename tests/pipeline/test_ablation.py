@@ -22,6 +22,7 @@ from edge_sd.pipeline import ablation
 from edge_sd.pipeline.ablation import VARIANTS, Ablation, AblationConfig
 from edge_sd.pipeline.config import RunConfig, load_config
 from edge_sd.pipeline.run import Run
+from edge_sd.pretrained import model_path
 from edge_sd.report.ablation import AblationReport, Summary, ablation_table, headline, summarise
 
 SMALL = {
@@ -153,6 +154,14 @@ def test_what_cannot_be_measured_is_an_error_before_anything_is_trained(
 
 def _flat(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1)
+
+
+def test_a_teacher_of_other_latents_is_refused_before_an_image_is_read(finished: Path, tmp_path: Path) -> None:
+    teacher = {"checkpoint": finished / "teacher" / "checkpoint.safetensors"}
+    other = {"checkpoint": model_path("emoji64").with_name("autoencoder.safetensors")}
+    for autoencoder in (other, None):
+        with pytest.raises(UsageError, match="another latent space"):
+            walk(tmp_path / "out", teacher=teacher, autoencoder=autoencoder, data={"source": str(tmp_path / "nowhere")})
 
 
 def test_a_run_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
