@@ -11,7 +11,7 @@ from edge_sd.bundle.manifest import MANIFEST
 from edge_sd.checkpoint import versions
 from edge_sd.devices._job import BenchResult, DeviceInfo, Job, Latency
 from edge_sd.files import sha256
-from edge_sd.runtimes import find_runtime
+from edge_sd.runtimes import find_runtime, load_denoiser
 
 
 def measure(job: Job, info: DeviceInfo) -> BenchResult:
@@ -22,12 +22,13 @@ def measure(job: Job, info: DeviceInfo) -> BenchResult:
     memory = bundle.program(runtime.target).memory
     base = psutil.Process().memory_info().rss
     began = time.perf_counter()
-    session = runtime.load(bundle, job.threads)
+    session = load_denoiser(runtime, bundle, job.threads)
     load_ms = (time.perf_counter() - began) * 1e3
 
     def call(number: int) -> float:
         row = number % len(bundle.plan)
         sample, row_features = golden.samples[row : row + 1], golden.features[row : row + 1]
+        session.select(int(bundle.plan.program[row]))
         start = time.perf_counter_ns()
         session(sample, row_features)
         return (time.perf_counter_ns() - start) / 1e6

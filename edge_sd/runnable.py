@@ -22,6 +22,9 @@ class Session(ABC):
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """(1, …) each; for the denoiser sample (1, C, H, W), time_features (1, F) → prediction (1, C, H, W), all float32."""
 
+    def select(self, program: int) -> None:  # noqa: B027 (most have one)
+        """Choose which of the plan's programs the next calls run, an index into its column's names; most plans have one."""
+
 
 @dataclass(frozen=True)
 class Availability:

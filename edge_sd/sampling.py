@@ -11,6 +11,7 @@ from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Plan
 from edge_sd.models.config import check_label
+from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 
 
@@ -59,6 +60,7 @@ def sample_model(
             return torch.from_numpy(gaussian_batch(seed, indices, row, model.config.sample_shape)).to(device)
 
         def program(x: torch.Tensor, row: int, start: int = start) -> torch.Tensor:
+            select(model, int(plan.program[row]))
             e = model.denoise(x, features[row].expand(len(x), -1))
             observe(start // batch_size * len(plan) + row + 1, len(starts) * len(plan))
             return e

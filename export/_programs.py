@@ -12,7 +12,7 @@ from edge_sd.bundle.contract import Contract, PlanSummary, TensorSpec
 from edge_sd.diffusion import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.export._target import Source
-from edge_sd.export.rewrites import rewritten
+from edge_sd.models.rewrites import rewritten
 from edge_sd.models.unet import SpectralUNet
 
 

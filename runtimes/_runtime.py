@@ -2,6 +2,11 @@
 
 from abc import ABC, abstractmethod
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_sd.bundle import Bundle
 from edge_sd.errors import InstallationError, UsageError
 from edge_sd.registry import implementations
@@ -31,11 +36,31 @@ class Runtime(ABC):
 
         Args:
             threads: of one call; None leaves it to the runtime.
-            program: denoiser, temporal or decoder.
+            program: denoiser (or one of a plan's several: denoiser.1, …), temporal or decoder.
 
         Raises:
             EdgeSDError: the bundle has no program for it, or one that does not keep the bundle's contract.
         """
+
+
+class _Programs(Session):
+    """The denoisers that a plan's column `program` calls, as one."""
+
+    def __init__(self, sessions: list[Session]) -> None:
+        self._sessions, self._chosen, self.sample_shape = sessions, 0, sessions[0].sample_shape
+
+    def select(self, program: int) -> None:
+        self._chosen = program
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        return self._sessions[self._chosen](*inputs)
+
+
+def load_denoiser(runtime: Runtime, bundle: Bundle, threads: int | None = None) -> Session:
+    """Load every denoiser that the bundle's plan calls; `Session.select` says which one the next call is of."""
+    names = bundle.plan.header.programs
+    sessions = [runtime.load(bundle, threads, name) for name in names]
+    return sessions[0] if len(sessions) == 1 else _Programs(sessions)
 
 
 def runtimes() -> dict[str, Runtime]:

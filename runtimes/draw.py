@@ -11,7 +11,7 @@ from edge_sd.evaluation.draw import Draw, Drawer, PlanChoice, labels_of, origin_
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import rgb_pixels
 from edge_sd.runtimes._loop import rows_of
-from edge_sd.runtimes._runtime import find_runtime
+from edge_sd.runtimes._runtime import find_runtime, load_denoiser
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class BundleDrawer(Drawer):
         rows = [self._rows(bundle, label, threads) for label in labels or (None,)]
         names = [contract.program for contract in bundle.manifest.contracts]
         decoder = runtime.load(bundle, threads, "decoder") if "decoder" in names else None
-        denoiser = runtime.load(bundle, threads)
+        denoiser = load_denoiser(runtime, bundle, threads)
 
         def draw_block(indices: range) -> NDArray[np.uint8]:
             finals = [trace(bundle.plan, denoiser, self.seed, index, rows[index % len(rows)]).final for index in indices]

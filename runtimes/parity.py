@@ -15,7 +15,7 @@ from edge_sd.bundle import Bundle, Golden, trace
 from edge_sd.diffusion import Plan
 from edge_sd.evaluation.metrics import PSNR_DEFINITION, SNR_DEFINITION, psnr_db, snr_db
 from edge_sd.runnable import Session
-from edge_sd.runtimes._runtime import find_runtime
+from edge_sd.runtimes._runtime import find_runtime, load_denoiser
 from edge_sd.validation import Record
 
 DEFAULT_GATE_DB = 80.0
@@ -83,7 +83,7 @@ def check_parity(
         bundle.path.name,
         runtime_name,
         runtime.available().detail,
-        runtime.load(bundle, threads),
+        load_denoiser(runtime, bundle, threads),
         bundle.plan,
         bundle.golden,
         gate_db,
@@ -128,6 +128,7 @@ def compare(
         with np.errstate(all="ignore"):  # what is not finite is reported below
             own = trace(plan, session, golden.header.seed, index, reference.features)
         for row in range(len(plan)):
+            session.select(int(plan.program[row]))
             prediction = session(reference.samples[row : row + 1], reference.features[row : row + 1])[0]
             forced[index, row] = snr_db(reference.predictions[row], prediction)
             free[index, row] = snr_db(reference.samples[row], own.samples[row])

@@ -1,6 +1,6 @@
 """The contract of a program: what goes in and comes out, and the plan it is meant for. It travels inside every format."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,8 @@ from edge_sd.diffusion.plan import Plan
 from edge_sd.files import tensors_digest
 from edge_sd.validation import Record
 
-ProgramName = Literal["denoiser", "temporal", "decoder"]
+# A plan may call several denoisers, each for some of its steps: denoiser, denoiser.1, …
+ProgramName = Annotated[str, Field(pattern=r"^(denoiser(\.[1-9]\d*)?|temporal|decoder)$")]
 # Under this name the contract lies in a file's own metadata, where the format has any.
 METADATA_KEY = "edge_sd.contract"
 # Inputs and outputs of each program, with their ranks; temporal's second input is there where the model knows classes.
@@ -79,7 +80,7 @@ class Contract(Record):
     @model_validator(mode="after")
     def _signature(self) -> Self:
         inputs, outputs = (tuple((spec.name, len(spec.shape)) for spec in specs) for specs in (self.inputs, self.outputs))
-        known_inputs, known_outputs = _SIGNATURES[self.program]
+        known_inputs, known_outputs = _SIGNATURES[self.program.partition(".")[0]]
         if inputs not in known_inputs or outputs != known_outputs:
             raise ValueError(f"a {self.program} does not take {inputs} and return {outputs}")
         return self

@@ -68,7 +68,11 @@ def trace(plan: Plan, session: Session, seed: int, index: int, features: NDArray
     def noise(row: int) -> np.ndarray:
         return gaussian(seed, index, row, shape)
 
-    final = execute(plan, lambda x, row: session(x, rows[row : row + 1]), noise(-1), noise, observe)
+    def program(x: np.ndarray, row: int) -> np.ndarray:
+        session.select(int(plan.program[row]))
+        return session(x, rows[row : row + 1])
+
+    final = execute(plan, program, noise(-1), noise, observe)
     return Trajectory(np.stack(samples), np.stack(predictions), final[0], rows)
 
 

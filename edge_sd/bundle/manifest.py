@@ -39,7 +39,7 @@ class Program(Record):
         file: file or folder of the bundle.
         entry: method or function inside of the file, where a file holds several.
         options: of the target: precision, opset, delegate, …
-        rewrites: names of `export.rewrites` that were applied.
+        rewrites: names of `models.rewrites` that were applied.
         seconds: that its export took, shared files counted once.
     """
 

@@ -118,7 +118,7 @@ def _from_bundle(
 
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._console import progress
-    from edge_sd.runtimes import find_runtime, rows_of, sample_bundle
+    from edge_sd.runtimes import find_runtime, load_denoiser, rows_of, sample_bundle
 
     bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
@@ -136,6 +136,6 @@ def _from_bundle(
     decoder = found.load(bundle, threads, "decoder") if "decoder" in {c.program for c in bundle.manifest.contracts} else None
     with progress("sampling") as update:
         return sample_bundle(
-            found.load(bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder,
+            load_denoiser(found, bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder,
             observe=lambda done, total: update(done, total, ""),
         )  # fmt: skip

@@ -9,6 +9,7 @@ With e the program's output at x, a row does
 Every solver compiles to rows (`solvers/`), and ten lines in any language run them (`execute.py`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -74,6 +75,17 @@ class Plan:
         """Return this plan with its rows of time features, (N, F) float32."""
         header = self.header.model_copy(update={"feature_width": features.shape[1]})
         return Plan(header, {**self.columns, "features": features})
+
+    def with_programs(self, starts: Sequence[int]) -> "Plan":
+        """Return this plan with one program for each group of steps.
+
+        Args:
+            starts: the row with which each group begins, ascending, the first 0.
+        """
+        names = tuple("denoiser" if index == 0 else f"denoiser.{index}" for index in range(len(starts)))
+        program = np.searchsorted(np.asarray(starts), np.arange(len(self)), side="right") - 1
+        columns = {**self.columns, "program": program.astype(np.int64)}
+        return Plan(self.header.model_copy(update={"programs": names}), columns)
 
     def head(self, rows: int) -> "Plan":
         """The first rows alone: for a look at shapes, not for a picture."""

@@ -31,7 +31,12 @@ class ResBlock(nn.Module):
 
     Args:
         resample: makes the resampling of a block that changes resolution, once for each path; None for one that does not.
+
+    Attributes:
+        joined: channels of the first of two maps, where the input is both one after the other (a U-Net's skip); 0 elsewhere.
     """
+
+    joined: int = 0
 
     def __init__(
         self,

@@ -4,10 +4,10 @@
 `forward` is their composition. Architecture: 2112.10752; gating: 2211.17106.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from itertools import accumulate
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,14 @@ class UNetLayer(nn.Module):
         return x
 
 
+class Unit(NamedTuple):
+    """One part of the denoiser about to be called: what it is called, and with what."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor | None, ...]
+
+
 class SpectralUNet(nn.Module):
     """The denoiser. See `ModelConfig` for its shapes.
 
@@ -121,9 +129,9 @@ class SpectralUNet(nn.Module):
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
             for _ in range(config.blocks + 1):
-                self.up.append(
-                    self._layer(channels + skips.pop(), config.width * multiplier, attention=factor in config.attention)
-                )
+                layer = self._layer(channels + skips.pop(), config.width * multiplier, attention=factor in config.attention)
+                layer.block.joined = channels
+                self.up.append(layer)
                 channels = config.width * multiplier
             if level:
                 self.up.append(self._resample(channels, "up"))
@@ -185,6 +193,25 @@ class SpectralUNet(nn.Module):
 
     def denoise_with_taps(self, x: Tensor, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`denoise`, and the last feature map at each resolution: {"encoder 32", …, "middle", "decoder 32", …} → (B, c, h, w)."""
+        units, taps, part = self.walk(x, features), dict[str, Tensor](), ""
+        out: Tensor | None = None
+        try:
+            while True:
+                unit = units.send(out) if out is not None else next(units)
+                out = cast(Tensor, unit.module(*unit.inputs))
+                part = unit.name.partition(".")[0]
+                if part == "middle":
+                    taps["middle"] = out
+                elif isinstance(unit.module, UNetLayer):
+                    taps[f"{'encoder' if part == 'down' else 'decoder'} {out.shape[-1]}"] = out
+        except StopIteration as end:
+            return cast(Tensor, end.value), taps
+
+    def walk(self, x: Tensor, features: Tensor) -> Generator[Unit, Tensor, Tensor]:
+        """`denoise`, part by part: yields each before it is called, is sent what the caller makes of it, returns the prediction.
+
+        The caller may call it, look at it, or call another in its place: calibration and reconstruction go through a model so.
+        """
         config = self.config
         if x.shape[-2] % 2 ** (config.levels - 1) or x.shape[-1] % 2 ** (config.levels - 1):
             raise UsageError(
@@ -196,28 +223,28 @@ class SpectralUNet(nn.Module):
         context = None
         if config.context_dim is not None:
             context = features[:, ends[-1] :].unflatten(1, (config.context_tokens, config.context_dim))
-        taps: dict[str, Tensor] = {}
 
-        def apply(module: nn.Module, h: Tensor) -> Tensor:
+        def unit(name: str, module: nn.Module, h: Tensor) -> Unit:
             if isinstance(module, UNetLayer):
-                return cast(Tensor, module(h, next(rows), context))
-            return cast(Tensor, module(h, next(rows)) if isinstance(module, ResBlock) else module(h))
+                return Unit(name, module, (h, next(rows), context))
+            return Unit(name, module, (h, next(rows)) if isinstance(module, ResBlock) else (h,))
 
-        h = self.conv_in(x)
+        h = yield unit("conv_in", self.conv_in, x)
         skips = [h]
-        for module in self.down:
-            h = apply(module, h)
+        for index, module in enumerate(self.down):
+            h = yield unit(f"down.{index}", module, h)
             skips.append(h)
-            if isinstance(module, UNetLayer):
-                taps[f"encoder {h.shape[-1]}"] = h
-        for module in self.middle:
-            h = apply(module, h)
-        taps["middle"] = h
-        for module in self.up:
-            h = apply(module, torch.cat([h, skips.pop()], dim=1) if isinstance(module, UNetLayer) else h)
-            if isinstance(module, UNetLayer):
-                taps[f"decoder {h.shape[-1]}"] = h
-        return self.conv_out(F.silu(self.norm_out(h))), taps
+        for index, module in enumerate(self.middle):
+            h = yield unit(f"middle.{index}", module, h)
+        for index, module in enumerate(self.up):
+            joined = torch.cat([h, skips.pop()], dim=1) if isinstance(module, UNetLayer) else h
+            h = yield unit(f"up.{index}", module, joined)
+        return (yield unit("conv_out", self.conv_out, F.silu(self.norm_out(h))))
+
+    def unit_names(self) -> list[str]:
+        """The parts that `walk` yields, in their order."""
+        lists = {"down": self.down, "middle": self.middle, "up": self.up}
+        return ["conv_in", *(f"{part}.{index}" for part, modules in lists.items() for index in range(len(modules))), "conv_out"]
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), t (B,) → the prediction, (B, out_channels, H, W)."""

@@ -21,7 +21,7 @@ from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.assemble import SampleHeader, assemble
 from edge_sd.report.render import write_report
-from edge_sd.runtimes import find_runtime, runtimes, sample_bundle
+from edge_sd.runtimes import find_runtime, load_denoiser, runtimes, sample_bundle
 from edge_sd.runtimes.parity import ParityResult, check_parity
 from edge_sd.sampling import decode, sample_model
 from edge_sd.training import distill
@@ -190,7 +190,7 @@ class Run:
             "teacher": self._from_torch(self.learning.open_teacher().checkpoint, "teacher's samples"),
             "student": self._from_torch(student, "student's samples"),
             "exported": sample_bundle(
-                find_runtime(runtime).load(bundle), bundle.plan, seed=choice.seed, count=choice.count, decoder=decoder,
+                load_denoiser(find_runtime(runtime), bundle), bundle.plan, seed=choice.seed, count=choice.count, decoder=decoder,
                 observe=lambda done, total: self.update("exported student's samples", done, total, runtime),
             ),
         }  # fmt: skip

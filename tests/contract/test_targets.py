@@ -20,7 +20,7 @@ from edge_sd.checkpoint import load_checkpoint
 from edge_sd.decoder import Decoder
 from edge_sd.export import Target, TargetOptions, targets
 from edge_sd.export._programs import sources
-from edge_sd.export.rewrites import REWRITES
+from edge_sd.models.rewrites import REWRITES
 from edge_sd.runnable import Availability
 
 PROGRAMS = ("denoiser", "temporal", "decoder")

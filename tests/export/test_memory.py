@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edge_sd.export import DenoiserProgram, targets
 from edge_sd.export.memory import forecast
-from edge_sd.export.rewrites import rewritten
+from edge_sd.models.rewrites import rewritten
 from edge_sd.models.unet import SpectralUNet
 
 N = 24  # values of the tensors below

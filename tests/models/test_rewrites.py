@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edge_sd.export import DecoderProgram, DenoiserProgram, targets
-from edge_sd.export.rewrites import (
+from edge_sd.models.rewrites import (
     QUERY_BLOCK,
     REWRITES,
     ButterflyWaveletUp,

@@ -1,0 +1,215 @@
+"""The quantized checkpoint: integers, scales and grids in one safetensors file, and the recipe that led to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+
+from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
+from edge_sd.diffusion.plan import Plan, Prediction
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import HEADER, read_tensors, tensors_digest, write_tensors
+from edge_sd.models.config import ModelConfig
+from edge_sd.models.unet import SpectralUNet
+from edge_sd.quantize.form import quantizable_form
+from edge_sd.quantize.grid import ActivationGrid
+from edge_sd.quantize.layers import QuantizedLayer, layers_of, points_of
+from edge_sd.quantize.recipe import Recipe
+from edge_sd.validation import Record
+
+_CODES, _SCALES, _ZEROS, _STEPS = ".codes", ".scales", ".zero_points", ".step_scales"
+_AGAIN = "quantize the model again, or copy the file again"
+
+
+class BlockRecord(Record):
+    """One reconstructed block: SNR of its output in dB, weights rounded to nearest and as learnt."""
+
+    name: str
+    before_db: float
+    after_db: float
+
+
+class QuantizedHeader(Record):
+    """The metadata of a quantized checkpoint.
+
+    Attributes:
+        provenance: its parent "float" is the digest of the full-precision weights.
+        engine: whose roundings and ranges these are.
+        calibration: digest of the inputs it was calibrated on.
+        digest: SHA-256 over the tensors.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["quantized"] = "quantized"
+    model: ModelConfig
+    noise_schedule: NoiseSchedule
+    prediction: Prediction
+    provenance: Provenance
+    recipe: Recipe
+    engine: str = "edge-sd"
+    calibration: str = ""
+    blocks: tuple[BlockRecord, ...] = Field(default=())
+    digest: str
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """Tensors by name: LAYER.codes and LAYER.scales, POINT.step_scales and POINT.zero_points, and what stayed in float."""
+
+    header: QuantizedHeader
+    tensors: dict[str, np.ndarray]
+
+    def build(self) -> SpectralUNet:
+        """Return the model in its quantizable form, in evaluation mode: the simulation of every program.
+
+        Raises:
+            EdgeSDError: a tensor is missing, of the wrong shape or dtype, or out of its layer's range; it is named.
+        """
+        recipe, tensors = self.header.recipe, dict(self.tensors)
+        recipe.check(self.header.model)
+        form = quantizable_form(SpectralUNet(self.header.model))
+        for name, layer in layers_of(form).items():
+            grid = recipe.layers[name].grid
+            if grid is not None:
+                codes = _codes(name, tensors, layer, grid.bits)
+                if codes.min() < grid.low or codes.max() > grid.high:
+                    raise EdgeSDError(f"{name}: its integers leave {grid.low} … {grid.high}", _AGAIN)
+                scales = _taken(tensors, name + _SCALES, np.float32, 2)
+                if len(scales) != len(codes) or codes.shape[1] % scales.shape[1] or not (scales > 0).all():
+                    raise EdgeSDError(f"{name}: scales {scales.shape} do not belong to weights {codes.shape}", _AGAIN)
+                layer.store(torch.from_numpy(codes), torch.from_numpy(scales), grid)
+        points = points_of(form)
+        for name, bits in recipe.point_bits(form).items():
+            scales, zeros = _taken(tensors, name + _STEPS, np.float32, 1), _taken(tensors, name + _ZEROS, np.int64, 1)
+            if scales.shape != zeros.shape or len(scales) != max(len(recipe.starts), 1) or not (scales > 0).all():
+                raise EdgeSDError(f"{name}: {len(scales)} grids for {len(recipe.starts)} groups of steps", _AGAIN)
+            points[name].grids = tuple(
+                ActivationGrid(bits, float(scale), int(zero)) for scale, zero in zip(scales, zeros, strict=True)
+            )
+        state = form.state_dict()
+        expected = {name: tuple(value.shape) for name, value in state.items() if not name.endswith((_CODES, _SCALES))}
+        found = {name: value.shape for name, value in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise EdgeSDError(f"tensors do not fit the model: {name} is {found.get(name)}, expected {expected.get(name)}", _AGAIN)
+        form.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
+        return form.eval()
+
+    def with_programs(self, plan: Plan) -> Plan:
+        """A plan whose column `program` calls each group's program."""
+        starts = self.header.recipe.starts
+        return plan.with_programs(starts) if len(starts) > 1 else plan
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically."""
+        write_tensors(path, self.tensors, self.header)
+
+
+def quantized_checkpoint(
+    form: SpectralUNet,
+    parent: Checkpoint,
+    recipe: Recipe,
+    *,
+    provenance: Provenance,
+    calibration: str,
+    blocks: tuple[BlockRecord, ...],
+    engine: str = "edge-sd",
+) -> QuantizedCheckpoint:
+    """Take what a quantized form holds."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, value in form.state_dict().items():
+        tensors[name] = value.detach().cpu().numpy().copy()
+    for name, layer in layers_of(form).items():
+        if layer.grid is not None and layer.grid.bits <= 4:
+            tensors[name + _CODES] = packed(tensors[name + _CODES])
+    for name, point in points_of(form).items():
+        if point.grids:
+            tensors[name + _STEPS] = np.array([grid.scale for grid in point.grids], dtype=np.float32)
+            tensors[name + _ZEROS] = np.array([grid.zero_point for grid in point.grids], dtype=np.int64)
+    header = parent.header
+    return QuantizedCheckpoint(
+        QuantizedHeader(
+            model=header.model,
+            noise_schedule=header.noise_schedule,
+            prediction=header.prediction,
+            provenance=provenance,
+            recipe=recipe,
+            engine=engine,
+            calibration=calibration,
+            blocks=blocks,
+            digest=tensors_digest(tensors),
+        ),
+        tensors,
+    )
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """Integers −8 … 7 of any shape → uint8 (⌈n/2⌉,), two to a byte, the first in the lower half."""
+    flat = codes.reshape(-1).astype(np.int8).view(np.uint8) & 0xF
+    flat = np.append(flat, np.zeros(len(flat) % 2, np.uint8))
+    halves: np.ndarray = flat[::2] | (flat[1::2] << 4)
+    return halves
+
+
+def unpacked(halves: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `packed`: int8 of a shape."""
+    flat = np.stack([halves & 0xF, halves >> 4], axis=1).reshape(-1)[: int(np.prod(shape))]
+    codes: np.ndarray = ((flat ^ 8).astype(np.int8) - 8).reshape(shape)
+    return codes
+
+
+def _codes(name: str, tensors: dict[str, np.ndarray], layer: QuantizedLayer, bits: int) -> np.ndarray:
+    if bits > 4:
+        codes = _taken(tensors, name + _CODES, np.int8, len(layer.shape))
+    else:
+        halves = _taken(tensors, name + _CODES, np.uint8, 1)
+        if len(halves) != (int(np.prod(layer.shape)) + 1) // 2:
+            raise EdgeSDError(f"{name}: {len(halves)} bytes of integers, expected weights {layer.shape}", _AGAIN)
+        codes = unpacked(halves, layer.shape)
+    if codes.shape != layer.shape:
+        raise EdgeSDError(f"{name}: integers {codes.shape}, expected {layer.shape}", _AGAIN)
+    return codes
+
+
+def _taken(tensors: dict[str, np.ndarray], name: str, dtype: type, ndim: int) -> np.ndarray:
+    value = tensors.pop(name, None)
+    if value is None or value.dtype != dtype or value.ndim != ndim:
+        found = "missing" if value is None else f"{value.dtype} {value.shape}"
+        raise EdgeSDError(f"tensor {name} is {found}, expected {np.dtype(dtype)} of {ndim} dimensions", _AGAIN)
+    return value
+
+
+AnyCheckpoint = Checkpoint | QuantizedCheckpoint
+
+
+def load_quantized(path: Path) -> QuantizedCheckpoint:
+    """Read a quantized checkpoint.
+
+    Raises:
+        EdgeSDError: missing, truncated, foreign, not finite, or changed since it was written.
+    """
+    header, tensors = read_tensors(QuantizedHeader, path)
+    if tensors_digest(tensors) != header.digest:
+        raise EdgeSDError(f"{path}: the tensors have changed since they were written (their SHA-256 differs)", _AGAIN)
+    return QuantizedCheckpoint(header, tensors)
+
+
+def load_any(path: Path) -> AnyCheckpoint:
+    """Read a checkpoint, quantized or not."""
+    return load_quantized(path) if is_quantized(path) else load_checkpoint(path)
+
+
+def is_quantized(path: Path) -> bool:
+    """Whether a file says that it is a quantized checkpoint; what it says is checked when it is read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header: Mapping[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return False
+    return '"kind":"quantized"' in header.get(HEADER, "")
