@@ -134,7 +134,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def versions() -> dict[str, str]:
     """The versions that decide what comes out: Python, edge-sd and the packages that compute."""
     found = {"python": platform.python_version(), "edge-sd": edge_sd.__version__}
-    for package in ("torch", "numpy", "accelerate", "onnx", "onnxruntime", "executorch", "coremltools"):
+    for package in ("torch", "numpy", "accelerate", "onnx", "onnxruntime", "executorch", "coremltools", "nncf"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -70,7 +70,7 @@ def check_target(target: Target, sources: Sequence[Source], options: TargetOptio
                 found[name] = found.get(name, 0) + 1
     return Check(
         target=target.name,
-        rewrites=target.rewrites,
+        rewrites=sources[0].rewrites,
         programs=tuple(source.name for source in sources),
         operators=dict(sorted(found.items(), key=lambda item: -item[1])),
         memory={source.name: forecast(source.exported, target.value_bytes(source.name, options)) for source in sources},

@@ -14,7 +14,7 @@ from torch import nn
 from edge_sd.bundle import Bundle, Golden, GoldenHeader, Trajectory, file_entries, trace, write_bundle
 from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest, Program
-from edge_sd.checkpoint import Checkpoint, versions
+from edge_sd.checkpoint import versions
 from edge_sd.decoder import Decoder
 from edge_sd.diffusion import Plan, compile_plan
 from edge_sd.errors import EdgeSDError, UsageError
@@ -23,7 +23,10 @@ from edge_sd.export._check import Check, check_target, find_targets, refuse, ref
 from edge_sd.export._programs import DecoderProgram, DenoiserProgram, contracts, sources
 from edge_sd.export._target import Source, Target, TargetOptions
 from edge_sd.files import write_text
+from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.quantize.checkpoint import AnyCheckpoint, QuantizedCheckpoint
+from edge_sd.quantize.recipe import Recipe
 from edge_sd.runnable import Session
 from edge_sd.sampling import plan_features
 
@@ -48,6 +51,9 @@ class TorchSession(Session):
         with torch.inference_mode():
             out: NDArray[np.float32] = self.program(*(torch.from_numpy(value) for value in inputs)).numpy()
         return out
+
+    def select(self, program: int) -> None:
+        select(self.program, program)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class ExportRequest:
     max_fallback: float | None = None
 
 
-def check_export(checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest, out: Path) -> list[Check]:
+def check_export(checkpoint: AnyCheckpoint, decoder: Decoder | None, request: ExportRequest, out: Path) -> list[Check]:
     """Everything an export would refuse, in seconds, and what its programs will need; nothing is written.
 
     Raises:
@@ -90,14 +96,14 @@ def check_export(checkpoint: Checkpoint, decoder: Decoder | None, request: Expor
     known = contracts(plan, trajectories, labels_of(model, 1), temporal=request.temporal or bool(model.config.num_classes))
     checks = [
         check_target(target, prepared, request.options)
-        for target, prepared in _prepared(chosen, model, decoding, known, trajectories, plan)
+        for target, prepared in _prepared(chosen, model, decoding, known, trajectories, plan, _recipe(checkpoint))
     ]
     refuse_full_disk(out, _size_of(checks))
     return checks
 
 
 def export_bundle(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     out: Path,
     request: ExportRequest,
     *,
@@ -127,14 +133,14 @@ def export_bundle(
         save_goldens(folder, trajectories, request.seed, labels)
         known = contracts(plan, trajectories, labels, temporal=request.temporal or bool(labels))
         checkpoint.save(folder / REFERENCE)
-        programs = [Program(name="denoiser", target="torch", file=REFERENCE)]
+        programs = [Program(name=name, target="torch", file=REFERENCE) for name in plan.header.programs]
         if request.temporal or labels:
             programs.append(Program(name="temporal", target="torch", file=REFERENCE))
         if decoder is not None:
             decoder.save(folder / DECODER)
             programs.append(Program(name="decoder", target="torch", file=DECODER))
         observe("torch.export")
-        prepared = list(_prepared(chosen, model, decoding, known, trajectories, plan))
+        prepared = list(_prepared(chosen, model, decoding, known, trajectories, plan, _recipe(checkpoint)))
         checks = [check_target(target, ready, request.options) for target, ready in prepared]
         refuse(checks, request.ram_budget)
         refuse_full_disk(out, _size_of(checks))
@@ -158,8 +164,12 @@ def export_bundle(
     return write_bundle(out, fill, overwrite=overwrite)
 
 
+def _recipe(checkpoint: AnyCheckpoint) -> Recipe | None:
+    return checkpoint.header.recipe if isinstance(checkpoint, QuantizedCheckpoint) else None
+
+
 def _opened(
-    checkpoint: Checkpoint, decoder: Decoder | None, request: ExportRequest
+    checkpoint: AnyCheckpoint, decoder: Decoder | None, request: ExportRequest
 ) -> tuple[Plan, SpectralUNet, nn.Module | None]:
     if request.goldens < 1:
         raise UsageError("a bundle needs at least one golden trajectory", "--goldens 3")
@@ -167,6 +177,8 @@ def _opened(
     plan = compile_plan(
         header.noise_schedule, request.steps, solver=request.solver, prediction=header.prediction, spacing=request.spacing
     )
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        plan = checkpoint.with_programs(plan)
     model = checkpoint.build()
     if header.model.num_classes is None:
         plan = plan.with_features(plan_features(model, plan))
@@ -220,6 +232,7 @@ def _prepared(
     known: Sequence[Contract],
     trajectories: Sequence[Trajectory],
     plan: Plan,
+    recipe: Recipe | None,
 ) -> list[tuple[Target, list[Source]]]:
     """Each target with its programs; targets that want the same rewrites share one torch.export."""
     first = trajectories[0]
@@ -230,10 +243,13 @@ def _prepared(
         "decoder": (first.final[None],),
     }
     made: dict[tuple[str, ...], list[Source]] = {}
+    found = []
     for target in chosen:
-        if target.rewrites not in made:
-            made[target.rewrites] = sources(model, decoder, known, examples, target.rewrites)
-    return [(target, made[target.rewrites]) for target in chosen]
+        rewrites = target.rewrites if recipe is None else target.quantized_rewrites
+        if rewrites not in made:
+            made[rewrites] = sources(model, decoder, known, examples, rewrites, recipe)
+        found.append((target, made[rewrites]))
+    return found
 
 
 def _export(target: Target, prepared: Sequence[Source], check: Check, request: ExportRequest, folder: Path) -> list[Program]:
@@ -257,8 +273,9 @@ def _export(target: Target, prepared: Sequence[Source], check: Check, request: E
             file=exported.file,
             entry=exported.entry,
             options=exported.options,
-            rewrites=target.rewrites if name != "temporal" else (),
+            rewrites=check.rewrites if name != "temporal" else (),
             placement=exported.placement,
+            layers=exported.layers,
             memory=check.memory[name],
             seconds=seconds,
         )

@@ -13,7 +13,9 @@ from edge_sd.diffusion import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.export._target import Source
 from edge_sd.models.rewrites import rewritten
+from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.quantize.recipe import Recipe
 
 
 class DenoiserProgram(nn.Module):
@@ -60,20 +62,15 @@ def contracts(plan: Plan, trajectories: Sequence[Trajectory], labels: Sequence[i
     summary = PlanSummary.of(plan)
     features = np.concatenate([trajectory.features for trajectory in trajectories])
     rows = TensorSpec.of("time_features", "NF", features)
-    found = [
-        Contract(
-            program="denoiser",
-            inputs=(TensorSpec.of("sample", "NCHW", np.concatenate([t.samples for t in trajectories])), rows),
-            outputs=(TensorSpec.of("prediction", "NCHW", np.concatenate([t.predictions for t in trajectories])),),
-            plan=summary,
-        )
-    ]
+    inputs = (TensorSpec.of("sample", "NCHW", np.concatenate([t.samples for t in trajectories])), rows)
+    outputs = (TensorSpec.of("prediction", "NCHW", np.concatenate([t.predictions for t in trajectories])),)
+    found = [Contract(program=name, inputs=inputs, outputs=outputs, plan=summary) for name in plan.header.programs]
     if temporal:
-        inputs = [TensorSpec.of("timestep", "N", plan.timestep.astype(np.float32))]
+        given = [TensorSpec.of("timestep", "N", plan.timestep.astype(np.float32))]
         if labels:
-            inputs.append(TensorSpec.of("label", "N", np.array(labels, dtype=np.int32)))
-        inputs = [spec.model_copy(update={"shape": (1,)}) for spec in inputs]
-        found.append(Contract(program="temporal", inputs=tuple(inputs), outputs=(rows,), plan=summary))
+            given.append(TensorSpec.of("label", "N", np.array(labels, dtype=np.int32)))
+        given = [spec.model_copy(update={"shape": (1,)}) for spec in given]
+        found.append(Contract(program="temporal", inputs=tuple(given), outputs=(rows,), plan=summary))
     images = [trajectory.image for trajectory in trajectories if trajectory.image is not None]
     if images:
         found.append(
@@ -91,32 +88,45 @@ Examples = dict[str, tuple[NDArray[np.generic], ...]]  # inputs of one call, by 
 
 
 def sources(
-    model: SpectralUNet, decoder: nn.Module | None, wanted: Sequence[Contract], examples: Examples, rewrites: Sequence[str]
+    model: SpectralUNet,
+    decoder: nn.Module | None,
+    wanted: Sequence[Contract],
+    examples: Examples,
+    rewrites: Sequence[str],
+    recipe: Recipe | None = None,
 ) -> list[Source]:
     """Rewrite each program and take it through torch.export, once for every target that wants the same rewrites.
 
     Raises:
         EdgeSDError: torch.export cannot follow a program.
     """
-    modules: dict[str, nn.Module] = {
-        "denoiser": rewritten(DenoiserProgram(model), rewrites),
-        "temporal": TemporalProgram(model).eval(),
-    }
+    denoiser = rewritten(DenoiserProgram(model), rewrites)
+    modules: dict[str, nn.Module] = {"denoiser": denoiser, "temporal": TemporalProgram(model).eval()}
     if decoder is not None:
         modules["decoder"] = rewritten(DecoderProgram(decoder), rewrites)
     found = []
     for contract in wanted:
+        name, _, number = contract.program.partition(".")
+        select(denoiser, int(number or 0))
         # A copy, because NumPy gives a dimension that was added the stride 0, and ExecuTorch takes no such tensor.
-        example = tuple(torch.from_numpy(value.copy()) for value in examples[contract.program])
+        example = tuple(torch.from_numpy(value.copy()) for value in examples[name])
         try:
             with torch.no_grad():
-                exported = torch.export.export(modules[contract.program], example)
+                exported = torch.export.export(modules[name], example)
         except Exception as error:  # whatever the tracer stumbles over is a fault of the program
             raise EdgeSDError(
                 f"torch.export cannot take the {contract.program}: {str(error).strip().splitlines()[0]}",
                 "edge-sd doctor shows the versions that were tested together",
             ) from error
-        found.append(Source(_without_traces(exported), example, contract))
+        found.append(
+            Source(
+                _without_traces(exported),
+                example,
+                contract,
+                () if name == "temporal" else tuple(rewrites),
+                recipe if name == "denoiser" else None,
+            )
+        )
     return found
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from edge_sd.bundle import Bundle, file_entries, write_bundle
 from edge_sd.bundle.bundle import check_plan
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
-from edge_sd.checkpoint import load_checkpoint
 from edge_sd.decoder import load_decoder
 from edge_sd.diffusion import Plan
 from edge_sd.errors import EdgeSDError
@@ -16,6 +15,7 @@ from edge_sd.export._check import targets
 from edge_sd.export._export import ExportRequest, draw, labels_of, save_goldens
 from edge_sd.export._programs import contracts
 from edge_sd.files import write_text
+from edge_sd.quantize.checkpoint import load_any
 from edge_sd.sampling import plan_features
 
 
@@ -33,7 +33,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     manifest = bundle.manifest
     if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
         check_plan(bundle.path, manifest, plan)
-    checkpoint = load_checkpoint(bundle.path / REFERENCE)
+    checkpoint = load_any(bundle.path / REFERENCE)
     model = checkpoint.build()
     decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None
     count = len(bundle.golden.trajectories) if goldens is None else goldens

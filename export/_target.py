@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.placement import Placement
+from edge_sd.quantize.recipe import Recipe
 from edge_sd.runnable import Availability
 from edge_sd.validation import Record
 
@@ -34,11 +36,15 @@ class TargetOptions(Record):
 
 @dataclass(frozen=True)
 class Source:
-    """A program to be exported: what torch.export made of its rewritten module, what it is called with, what it promises."""
+    """A program to be exported: what torch.export made of its module, what it is called with, what it promises, its rewrites, and
+    the recipe that it was quantized by.
+    """
 
     exported: ExportedProgram
     example: tuple[Tensor, ...]
     contract: Contract
+    rewrites: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +60,7 @@ class Exported:
     entry: str
     options: dict[str, str]
     placement: Placement
+    layers: tuple[LayerBits, ...] = ()  # of a quantized program
 
 
 class Target(ABC):
@@ -63,11 +70,13 @@ class Target(ABC):
         name: what `--target` takes.
         about: one line for `edge-sd list targets`.
         rewrites: names of `REWRITES` that pay for this target, in the order in which they are applied.
+        quantized_rewrites: the same for a quantized model, whose weights are final: those that change nothing but the layout.
     """
 
     name: str
     about: str
     rewrites: tuple[str, ...]
+    quantized_rewrites: tuple[str, ...]
 
     @abstractmethod
     def available(self) -> Availability:

@@ -27,6 +27,7 @@ class CoreMLTarget(Target):
     name = "coreml"
     about = "Core ML .mlpackage, float16 or float32; runs on Apple systems"
     rewrites = ("folded-attention", "matmul-attention", "depthwise-wavelet-down", "butterfly-wavelet-up", "folded-haar-up")
+    quantized_rewrites = ("folded-haar-up",)
 
     def available(self) -> Availability:
         return packages_available("coremltools")

@@ -36,6 +36,13 @@ class ExecuTorchTarget(Target):
         "pooled-group-norm",
         "matmul-layer-norm",
     )
+    quantized_rewrites = (
+        "joined-wavelet-up-nhwc",
+        "folded-haar-up-nhwc",
+        "concat-pixel-up",
+        "pooled-group-norm",
+        "matmul-layer-norm",
+    )
 
     def available(self) -> Availability:
         return packages_available("executorch")

@@ -27,8 +27,15 @@ class OnnxTarget(Target):
 
     name = "onnx"
     about = "ONNX, float32; runs in ONNX Runtime"
-    # GroupNorm stays one operator here: as InstanceNormalization it costs what any other form does.
-    rewrites = ("folded-attention", "matmul-attention", "depthwise-wavelet-down", "butterfly-wavelet-up", "folded-haar-up")
+    rewrites = (
+        "folded-attention",
+        "matmul-attention",
+        "depthwise-wavelet-down",
+        "butterfly-wavelet-up",
+        "folded-haar-up",
+        "instance-group-norm",
+    )
+    quantized_rewrites = ("folded-haar-up", "instance-group-norm")
 
     def available(self) -> Availability:
         return packages_available("onnx", "onnxscript", "onnxruntime")
@@ -49,7 +56,7 @@ class OnnxTarget(Target):
             targets = {node.target for node in source.exported.graph.nodes if node.op == "call_function"}
             names = {
                 str(target) for target in targets if hasattr(target, "overloads") or hasattr(target, "_schema")
-                if not registry.is_registered(target) and target not in decomposed
+                if not registry.is_registered(target) and target not in decomposed and not _is_composite(target)
             }  # fmt: skip
             problems += [f"{source.name}: operator {name} has no ONNX counterpart" for name in sorted(names)]
         return problems
@@ -71,6 +78,13 @@ class OnnxTarget(Target):
                 program = json.loads(entry.value)["program"]
                 entry.value = next(contract for contract in contracts if contract.program == program).model_dump_json()
         write_bytes(file, model.SerializeToString())
+
+
+def _is_composite(target: Any) -> bool:
+    """Whether PyTorch itself writes an operator in others, so that the exporter never meets it."""
+    import torch
+
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"))
 
 
 def _convert(source: Source, opset: int, file: Path) -> None:

@@ -85,7 +85,11 @@ def calibrate(
         if not own or found.header.request == recipe.calibration:
             return found
     calibration = capture(
-        parent.build(), plan, recipe.calibration, parent.header.digest, lambda done, total: progress("calibration", done, total, "")
+        parent.build(),
+        plan,
+        recipe.calibration,
+        parent.header.digest,
+        lambda done, total: progress("calibration", done, total, ""),
     )
     calibration.save(path)
     return calibration
@@ -204,4 +208,3 @@ def _load_block(folder: Path, key: str, name: str) -> BlockResult | None:
         return {name.removesuffix(suffix): torch.from_numpy(value) for name, value in tensors.items() if name.endswith(suffix)}
 
     return BlockResult(name, header.before_db, header.after_db, part(".codes"), part(".scales"), part(".float"))
-

@@ -106,7 +106,8 @@ def covered_steps(request: CalibrationRequest, steps: int) -> list[list[int]]:
     generator = np.random.default_rng(request.seed)
     wanted = max(steps // 2, 1)
     return [
-        sorted(generator.choice(steps, wanted, replace=False, p=weight / weight.sum()).tolist()) for _ in range(request.trajectories)
+        sorted(generator.choice(steps, wanted, replace=False, p=weight / weight.sum()).tolist())
+        for _ in range(request.trajectories)
     ]
 
 
@@ -179,7 +180,9 @@ def load_calibration(path: Path, weights_digest: str, plan: Plan) -> Calibration
             "give --overwrite to capture again, or the model's own calibration file",
         )
     if header.plan_digest != tensors_digest(plan.columns):
-        raise UsageError(f"{path} was captured under another plan", "give the solver and steps it was captured with, or --overwrite")
+        raise UsageError(
+            f"{path} was captured under another plan", "give the solver and steps it was captured with, or --overwrite"
+        )
     if tensors["rows"].max(initial=0) >= len(plan):
         raise EdgeSDError(f"{path} names a step that the plan does not have", "delete it: it will be captured again")
     return Calibration(header, **tensors)

@@ -97,7 +97,9 @@ class QuantizedCheckpoint:
         found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
-                raise EdgeSDError(f"tensors do not fit the model: {name} is {found.get(name)}, expected {expected.get(name)}", _AGAIN)
+                raise EdgeSDError(
+                    f"tensors do not fit the model: {name} is {found.get(name)}, expected {expected.get(name)}", _AGAIN
+                )
         form.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
         return form.eval()
 

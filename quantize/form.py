@@ -12,7 +12,7 @@ from edge_sd.models.rewrites import rewritten
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.layers import quantizable
 
-REWRITES = ("folded-attention", "matmul-attention", "depthwise-wavelet-down", "butterfly-wavelet-up", "split-skip")
+REWRITES = ("token-attention", "matmul-attention", "depthwise-wavelet-down", "joined-wavelet-up", "token-skip")
 
 
 def quantizable_form(model: SpectralUNet) -> SpectralUNet:

@@ -99,8 +99,15 @@ def activation_grid(low: float, high: float, bits: int) -> ActivationGrid:
     return ActivationGrid(bits, scale, min(round(-low / scale), levels))
 
 
-def search_activation_grid(x: Tensor, bits: int, method: RangeMethod) -> ActivationGrid:
-    """Choose a grid for a sample of an activation's values, of any shape.
+def symmetric_grid(low: float, high: float, bits: int) -> ActivationGrid:
+    """The grid that spans low … high, and as much on 0's other side; its zero_point is the middle."""
+    found = activation_grid(low, high, bits)
+    middle = 2 ** (bits - 1)
+    return ActivationGrid(bits, float(np.float32(max(-low, high) / (middle - 1))) or found.scale, middle)
+
+
+def search_activation_grid(x: Tensor, bits: int, method: RangeMethod, *, symmetric: bool = False) -> ActivationGrid:
+    """Choose a grid for a sample of an activation's values, of any shape; a symmetric one is centred on 0.
 
     "minmax" spans all; "percentile" leaves out 0.005 % at each end; "mse" tries 80 ranges, shrunken towards 0 alike on both
     sides, for the smallest mean |error|^2.4.
@@ -111,12 +118,13 @@ def search_activation_grid(x: Tensor, bits: int, method: RangeMethod) -> Activat
         tail = (100 - PERCENTILE) / 200
         ordered = values.sort().values  # torch.quantile takes 16 M values at most
         low, high = (ordered[round(share * (len(ordered) - 1))].item() for share in (tail, 1 - tail))
+    make = symmetric_grid if symmetric else activation_grid
+    best, found = float("inf"), make(low, high, bits)
     if method != "mse":
-        return activation_grid(low, high, bits)
-    best, found = float("inf"), activation_grid(low, high, bits)
+        return found
     for step in range(_SHRINKS):
         shrink = 1 - step * _SHRINK_STEP
-        grid = activation_grid(low * shrink, high * shrink, bits)
+        grid = make(low * shrink, high * shrink, bits)
         error = (grid.quantized(values) - values).abs().pow(_ERROR_POWER).mean().item()
         if error < best:
             best, found = error, grid

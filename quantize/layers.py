@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers the operators)
 
 from edge_sd.models.blocks import ConvDown
-from edge_sd.models.rewrites import Attend
+from edge_sd.models.rewrites import Attend, TokenSelfAttention
 from edge_sd.models.stepped import Stepped
 from edge_sd.quantize.grid import ActivationGrid, WeightGrid
 
 _OPS = torch.ops.quantized_decomposed
-_DTYPES = {8: torch.uint8, 16: torch.uint16}
+_UNSIGNED = {8: torch.uint8, 16: torch.uint16}
+_SIGNED = {8: torch.int8, 16: torch.int16}
+# The right side of a matrix product of activations: kernels are fast where it is signed and has no zero_point.
+SYMMETRIC = ("keys", "values")
 
 
 class Point(Stepped):
@@ -26,12 +29,14 @@ class Point(Stepped):
 
     Attributes:
         grids: by program; empty: it lets everything through.
+        symmetric: its grids are centred on 0, so that they are signed integers without a zero_point.
         observe: called with each value that comes along, (B, …), while it is calibrated.
         programs: (B,) int64, the program of each sample of a batch that mixes them, while a block is reconstructed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, symmetric: bool = False) -> None:
         super().__init__()
+        self.symmetric = symmetric
         self.grids: tuple[ActivationGrid, ...] = ()
         self.observe: Callable[[Tensor], None] | None = None
         self.programs: Tensor | None = None
@@ -44,7 +49,10 @@ class Point(Stepped):
         if self.programs is not None:
             return self._mixed(x, self.programs)
         grid = self.grids[self.program]
-        arguments = (grid.scale, grid.zero_point, 0, grid.high, _DTYPES[grid.bits])
+        if self.symmetric:  # the same grid, counted from its middle
+            arguments = (grid.scale, 0, -grid.zero_point, grid.high - grid.zero_point, _SIGNED[grid.bits])
+        else:
+            arguments = (grid.scale, grid.zero_point, 0, grid.high, _UNSIGNED[grid.bits])
         out: Tensor = _OPS.dequantize_per_tensor(_OPS.quantize_per_tensor(x, *arguments), *arguments)
         return out
 
@@ -113,7 +121,14 @@ class QuantizedLayer(nn.Module):
             return out
         group = codes.shape[1] // scales.shape[1]
         flat: Tensor = _OPS.dequantize_per_channel_group(
-            codes.flatten(1), scales, torch.zeros_like(scales, dtype=torch.int32), grid.low, grid.high, torch.int8, group, torch.float32
+            codes.flatten(1),
+            scales,
+            torch.zeros_like(scales, dtype=torch.int32),
+            grid.low,
+            grid.high,
+            torch.int8,
+            group,
+            torch.float32,
         )
         return flat.view(codes.shape)
 
@@ -158,11 +173,19 @@ def quantizable(module: nn.Module) -> nn.Module:
     """Replace, in place, every convolution and linear layer by one that can be quantized, and give attention its points."""
     for parent in list(module.modules()):
         if isinstance(parent, Attend):
-            parent.probabilities = Point()
+            for place in Attend.PLACES:
+                parent.add_module(place, Point(symmetric=place in SYMMETRIC))
         for name, child in list(parent.named_children()):
             if type(child) in _KINDS:
                 setattr(parent, name, _KINDS[type(child)](child))
+        if isinstance(parent, TokenSelfAttention):
+            parent.k.input = parent.v.input = parent.q.input  # one tensor, one grid
     return module
+
+
+def attends_of(module: nn.Module) -> dict[str, Attend]:
+    """Every product of queries, keys and values by name, in the order of the program."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, Attend)}
 
 
 def layers_of(module: nn.Module) -> dict[str, QuantizedLayer]:

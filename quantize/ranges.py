@@ -13,7 +13,7 @@ from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.calibration import Calibration
 from edge_sd.quantize.grid import ActivationGrid, RangeMethod, search_activation_grid
 from edge_sd.quantize.grouping import Ranges
-from edge_sd.quantize.layers import points_of
+from edge_sd.quantize.layers import SYMMETRIC, points_of
 
 # Values that are kept of a point at a step, for searching its range.
 KEPT = 4096
@@ -89,7 +89,8 @@ def observe(
         for name, meter in here.items():
             if not np.isfinite([meter.low, meter.high, meter.square]).all():
                 raise UsageError(
-                    f"the activation {name} is not finite at step {row}", "the model overflows on the calibration inputs: is it trained?"
+                    f"the activation {name} is not finite at step {row}",
+                    "the model overflows on the calibration inputs: is it trained?",
                 )
     covered = np.array(calibration.covered)
     nearest = [int(covered[np.abs(covered - row).argmin()]) for row in range(steps)]
@@ -118,9 +119,15 @@ def choose_grids(
         starts: the step with which each group begins.
     """
     groups = groups_of(starts, len(observed.ranges.low))
+    signed = tuple(f".{place}" for place in SYMMETRIC)
     return {
         name: tuple(
-            search_activation_grid(torch.from_numpy(np.concatenate([observed.values[name][row] for row in rows])), width, method)
+            search_activation_grid(
+                torch.from_numpy(np.concatenate([observed.values[name][row] for row in rows])),
+                width,
+                method,
+                symmetric=name.endswith(signed),
+            )
             for rows in groups
         )
         for name, width in bits.items()

@@ -9,7 +9,10 @@ YAML, a line a layer:
 
 import fnmatch
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +27,13 @@ from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.calibration import CalibrationRequest
 from edge_sd.quantize.form import quantizable_form
 from edge_sd.quantize.grid import FEWEST_BITS, MOST_WEIGHT_BITS, RangeMethod, WeightGrid
-from edge_sd.quantize.layers import layers_of, points_of
+from edge_sd.quantize.layers import QuantizedConv, QuantizedLayer, attends_of, points_of
 from edge_sd.quantize.reconstruction import ReconstructionSettings
 from edge_sd.validation import Record, validated
 
 ActivationBits = Literal[8, 16]
-PROBABILITIES = ".probabilities"
+# Up to so many tokens attention's products take less time in float than their grids would cost.
+FEW_TOKENS = 64
 
 
 class LayerRecipe(Record):
@@ -39,7 +43,7 @@ class LayerRecipe(Record):
         bits: of its weights; None: they stay in float.
         group: input channels that share a scale; None: a scale for each output channel.
         scales: how the weights' scales are chosen.
-        input, output: bits of its input and output; None: float.
+        input, output: bits of its input (of attention's products: queries, keys, values and probabilities) and its output; None: float.
         why: where it is not treated as the others.
     """
 
@@ -64,7 +68,6 @@ class Recipe(Record):
         groups: how many groups of steps at most, each with activation ranges of its own; 0: as many as are worth it.
         starts: the step with which each group begins; empty until it is known.
         ranges: how activation ranges are chosen.
-        softmax: bits of the softmax's output, on an unsigned grid of its own; None: float.
         reconstruction: how roundings are learnt.
     """
 
@@ -77,7 +80,6 @@ class Recipe(Record):
     groups: int = Field(default=0, ge=0, le=4)
     starts: tuple[int, ...] = ()
     ranges: RangeMethod = "mse"
-    softmax: ActivationBits | None = 8
     calibration: CalibrationRequest = CalibrationRequest()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     layers: dict[str, LayerRecipe]
@@ -92,7 +94,7 @@ class Recipe(Record):
         bits: dict[str, int] = {}
         for name in points_of(form):
             layer, _, side = name.rpartition(".")
-            wanted = self.softmax if name.endswith(PROBABILITIES) else getattr(self.layers[layer], side)
+            wanted = self.layers[layer].output if side == "output" else self.layers[layer].input
             if wanted is not None:
                 bits[name] = wanted
         return bits
@@ -110,7 +112,7 @@ class Recipe(Record):
                 f"{getattr(model, differ[0])} here",
                 "a recipe can be applied to other weights of the same model; make one for this model: edge-sd quantize --bits 4",
             )
-        names = layer_names(model)
+        names = list(described(model))
         unknown = [name for name in self.layers if name not in names]
         if unknown:
             raise UsageError(f"the recipe names a layer that the model does not have: {unknown[0]}", _near(unknown[0], names))
@@ -157,14 +159,42 @@ def load_recipe(path: Path) -> Recipe:
     return validated(Recipe, values, str(path))
 
 
-def layer_names(model: ModelConfig) -> list[str]:
-    """The layers of a model's quantizable form, in the order of the program."""
+@dataclass(frozen=True)
+class Layer:
+    """What there is to know of a layer before it is quantized.
+
+    Attributes:
+        kind: of which it is.
+        weights: how many numbers.
+        tokens: that attention's products go over; 0 elsewhere.
+    """
+
+    kind: Literal["convolution", "linear", "products"]
+    weights: int = 0
+    tokens: int = 0
+
+
+@lru_cache
+def described(model: ModelConfig) -> dict[str, Layer]:
+    """The layers of a model's quantizable form, and attention's products, by name."""
     with torch.device("meta"):
-        return list(layers_of(quantizable_form(SpectralUNet(model))))
+        form = quantizable_form(SpectralUNet(model))
+        tokens: dict[str, int] = {}
+        for name, attend in attends_of(form).items():
+            attend.queries.observe = lambda q, name=name: tokens.__setitem__(name, q.shape[1])  # type: ignore[union-attr, assignment]
+        form.denoise(torch.zeros(1, *model.sample_shape), torch.zeros(1, form.feature_width))
+    found: dict[str, Layer] = {}
+    for name, part in form.named_modules():
+        if isinstance(part, QuantizedLayer):
+            kind: Literal["convolution", "linear"] = "convolution" if isinstance(part, QuantizedConv) else "linear"
+            found[name] = Layer(kind, weights=math.prod(part.shape))
+        elif name in tokens:
+            found[name] = Layer("products", tokens=tokens[name])
+    return found
 
 
 def default_layers(
-    names: Sequence[str],
+    model: ModelConfig,
     bits: int,
     activations: ActivationBits | None,
     *,
@@ -179,19 +209,21 @@ def default_layers(
     if not FEWEST_BITS <= bits <= MOST_WEIGHT_BITS:
         raise UsageError(f"weights cannot have {bits} bits", f"--bits {FEWEST_BITS} to {MOST_WEIGHT_BITS}")
     plain = LayerRecipe(bits=bits, group=group, scales=scales, input=activations, output=activations)
+    inner = plain.model_copy(update={"output": None})  # an integer matrix product gives floats, an integer convolution does not
     found = {}
-    for name in names:
+    for name, layer in described(model).items():
         if name in ("conv_in", "conv_out"):
             # Its few channels are the picture itself: noise on them is noise in the picture, and they take no time.
             why = f"the {'first' if name == 'conv_in' else 'last'} convolution"
             found[name] = LayerRecipe(bits=8, scales=scales, why=f"{why}: 8 bits, computed in float")
         elif ".gate." in name:
             found[name] = LayerRecipe(bits=8, scales=scales, why="a gate scales a whole channel, and is small")
-        elif ".skip." in name:
-            # What they put out goes on beside the block, nothing after them mends it (2311.16503 leaves them out as well).
-            found[name] = plain.model_copy(update={"input": None, "output": None, "why": "on the residual path: computed in float"})
+        elif layer.kind == "products":
+            few = layer.tokens <= FEW_TOKENS
+            why = f"{layer.tokens} tokens: grids cost more than they save" if few else ""
+            found[name] = LayerRecipe(bits=None, input=None if few else activations, why=why)
         else:
-            found[name] = plain
+            found[name] = plain if layer.kind == "convolution" else inner
     return found
 
 
@@ -209,7 +241,8 @@ def overridden(layers: Mapping[str, LayerRecipe], overrides: Sequence[str]) -> d
             raise UsageError(f"no layer is called {pattern}", _near(pattern, list(layers)))
         if value != "float" and not (value.isdecimal() and FEWEST_BITS <= int(value) <= MOST_WEIGHT_BITS):
             raise UsageError(
-                f"{override!r} does not say how many bits", f"{pattern}=8, {FEWEST_BITS} to {MOST_WEIGHT_BITS}, or {pattern}=float"
+                f"{override!r} does not say how many bits",
+                f"{pattern}=8, {FEWEST_BITS} to {MOST_WEIGHT_BITS}, or {pattern}=float",
             )
         for name in matching:
             bits = None if value == "float" else int(value)

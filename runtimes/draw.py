@@ -71,7 +71,7 @@ class BundleDrawer(Drawer):
         if self.plan is None:
             return rows_of(bundle, find_runtime(self.runtime), label, threads)
         from edge_sd.bundle.manifest import REFERENCE
-        from edge_sd.checkpoint import load_checkpoint
+        from edge_sd.quantize.checkpoint import load_any
         from edge_sd.sampling import plan_features
 
-        return plan_features(load_checkpoint(self.path / REFERENCE).build(), bundle.plan, label)
+        return plan_features(load_any(self.path / REFERENCE).build(), bundle.plan, label)

@@ -1,8 +1,9 @@
 """The torch runtime: the reference checkpoint and decoder inside the bundle, in eager mode."""
 
 from edge_sd.bundle import Bundle
-from edge_sd.checkpoint import load_checkpoint
 from edge_sd.errors import EdgeSDError
+from edge_sd.models.stepped import select
+from edge_sd.quantize.checkpoint import load_any
 from edge_sd.runnable import Availability, Session, packages_available
 from edge_sd.runtimes._runtime import Runtime
 
@@ -29,10 +30,13 @@ class TorchRuntime(Runtime):
         shape = bundle.manifest.contract(program).inputs[0].shape[1:]
         if program == "decoder":
             return TorchSession(DecoderProgram(load_decoder(path).build()), shape)
-        checkpoint = load_checkpoint(path)
+        checkpoint = load_any(path)
         if checkpoint.header.digest != bundle.manifest.weights_digest:
             raise EdgeSDError(
                 f"{bundle.path}: the reference is of other weights than the manifest says", "export the bundle again"
             )
         model = checkpoint.build()
-        return TorchSession(DenoiserProgram(model) if program == "denoiser" else TemporalProgram(model), shape)
+        if program == "temporal":
+            return TorchSession(TemporalProgram(model), shape)
+        select(model, int(program.partition(".")[2] or 0))
+        return TorchSession(DenoiserProgram(model), shape)

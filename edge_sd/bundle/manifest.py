@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.contract import Contract, ProgramName
 from edge_sd.bundle.placement import MemoryForecast, Placement
 from edge_sd.diffusion.plan import Prediction
@@ -40,6 +41,7 @@ class Program(Record):
         entry: method or function inside of the file, where a file holds several.
         options: of the target: precision, opset, delegate, …
         rewrites: names of `models.rewrites` that were applied.
+        layers: bits asked for, stored and computed with, where it is quantized.
         seconds: that its export took, shared files counted once.
     """
 
@@ -50,6 +52,7 @@ class Program(Record):
     options: dict[str, str] = Field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     placement: Placement | None = None
+    layers: tuple[LayerBits, ...] = ()
     memory: MemoryForecast | None = None
     seconds: float = Field(default=0.0, ge=0)
 

@@ -123,13 +123,13 @@ def _from_bundle(
     bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
         from edge_sd.bundle.manifest import REFERENCE
-        from edge_sd.checkpoint import load_checkpoint
+        from edge_sd.quantize.checkpoint import load_any
         from edge_sd.diffusion import compile_plan
         from edge_sd.sampling import plan_features
 
         manifest = bundle.manifest
         plan = compile_plan(manifest.noise_schedule, prediction=manifest.prediction, **plan_choice)  # type: ignore[arg-type]
-        plan = plan.with_features(plan_features(load_checkpoint(path / REFERENCE).build(), plan, label))
+        plan = plan.with_features(plan_features(load_any(path / REFERENCE).build(), plan, label))
         bundle, features = replace(bundle, plan=plan), plan.features
     else:
         features = rows_of(bundle, found, label, threads)

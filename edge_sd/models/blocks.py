@@ -62,8 +62,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, row: Tensor) -> Tensor:
-        """x: (B, C, H, W); row: (B, feature_width), this block's time features. Returns (B, out, H', W')."""
-        row = row.view(*row.shape, 1, 1)
+        """x: (B, C, H, W); row: (B, feature_width, 1, 1), this block's time features. Returns (B, out, H', W')."""
         h = self.conv1(self.resample_inner(F.silu(self.norm1(x))))
         if self.scale_shift:
             scale, shift = row.chunk(2, dim=1)
@@ -71,7 +70,7 @@ class ResBlock(nn.Module):
         else:
             h = self.norm2(h + row)
         h = self.conv2(self.dropout(F.silu(h)))
-        out: Tensor = self.skip(self.resample_skip(x)) + h
+        out: Tensor = h + self.skip(self.resample_skip(x))
         return out
 
 

@@ -29,15 +29,19 @@ class Attend(nn.Module):
     """Attention of scaled queries q (B, N, d) to keys k (B, d, M) and values v (B, M, d), block by block; (B, N, d).
 
     Attributes:
-        probabilities: what the softmax's output goes through; a place to quantize it.
+        queries, keys, values, probabilities: what these go through before they are multiplied; places to quantize them.
     """
+
+    PLACES = ("queries", "keys", "values", "probabilities")
 
     def __init__(self) -> None:
         super().__init__()
-        self.probabilities: nn.Module = nn.Identity()
+        for place in self.PLACES:
+            self.add_module(place, nn.Identity())
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens = q.shape[1]
+        q, k, v = self.queries(q), self.keys(k), self.values(v)
         blocks = [q[:, start : start + QUERY_BLOCK] for start in range(0, tokens, QUERY_BLOCK)] if tokens > QUERY_BLOCK else [q]
         attended = [torch.bmm(self.probabilities(torch.softmax(torch.bmm(block, k), dim=-1)), v) for block in blocks]
         return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
@@ -90,6 +94,34 @@ class FoldedSelfAttention(nn.Module):
         return out
 
 
+class TokenSelfAttention(FoldedSelfAttention):
+    """The same with linear layers on tokens: a runtime's integer matrix products return floats, its convolutions integers."""
+
+    def __init__(self, source: SelfAttention) -> None:
+        super().__init__(source)
+        for name in ("q", "k", "v", "out"):
+            layer: nn.Conv2d = getattr(self, name)
+            linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None)
+            linear.weight, linear.bias = _constant(layer.weight.flatten(1)), layer.bias  # type: ignore[assignment]
+            setattr(self, name, linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        q, k, v = (self._heads(layer(tokens)) for layer in (self.q, self.k, self.v))
+        attended = self.attend(q, k.transpose(1, 2), v)
+        if self.heads > 1:
+            attended = attended.unflatten(0, (B, self.heads)).transpose(1, 2).flatten(2)
+        out: Tensor = x + self.out(attended).transpose(1, 2).reshape(B, C, H, W)
+        return out
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, HW, C) → (B·heads, HW, C/heads)."""
+        if self.heads == 1:
+            return tokens
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
 class FoldedSelfAttentionNHWC(FoldedSelfAttention):
     """The same for a runtime that keeps channels last: a map is read as tokens without being transposed first."""
 
@@ -103,31 +135,36 @@ class FoldedSelfAttentionNHWC(FoldedSelfAttention):
         return out
 
 
-class SplitConv(nn.Module):
-    """A convolution of two maps that were joined, as one of each, summed: they differ in range, so each gets grids of its own.
+class TokenSkip(nn.Module):
+    """A skip's 1×1 convolution on tokens; of two maps that were joined, a linear layer of each, summed.
 
-    Q-Diffusion (2302.04304), "shortcut splitting".
+    The two differ in range, so each gets grids of its own: Q-Diffusion (2302.04304), "shortcut splitting". And what a skip puts
+    out is added to the block's output and never mended: a linear layer's stays in float where a convolution's would not.
 
     Args:
-        split: channels of the first map.
+        split: channels of the first map; 0 where there is but one.
     """
 
     def __init__(self, source: nn.Conv2d, split: int) -> None:
         super().__init__()
-        self.split = split
-        O, I = source.out_channels, source.in_channels  # noqa: E741
-        self.first, self.second = nn.Conv2d(split, O, 1), nn.Conv2d(I - split, O, 1, bias=False)
-        weight = source.weight.detach()
-        self.first.weight, self.second.weight = _constant(weight[:, :split]), _constant(weight[:, split:])
-        self.first.bias = _constant(source.bias)  # type: ignore[arg-type]
+        self.bounds = (0, split, source.in_channels) if split else (0, source.in_channels)
+        self.parts = nn.ModuleList()
+        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
+            linear = nn.Linear(stop - start, source.out_channels, bias=start == 0)
+            linear.weight = _constant(source.weight[:, start:stop].flatten(1))
+            if start == 0:
+                linear.bias = _constant(source.bias)  # type: ignore[arg-type]
+            self.parts.append(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.first(x[:, : self.split]) + self.second(x[:, self.split :])
-        return out
+        tokens = x.flatten(2)
+        halves = zip(self.parts, self.bounds, self.bounds[1:], strict=False)
+        out: Tensor = sum(part(tokens[:, start:stop].transpose(1, 2)) for part, start, stop in halves)  # type: ignore[assignment]
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def _split_skip(block: ResBlock) -> ResBlock:
-    block.skip = SplitConv(block.skip, block.joined)  # type: ignore[arg-type]
+def _token_skip(block: ResBlock) -> ResBlock:
+    block.skip = TokenSkip(block.skip, block.joined)  # type: ignore[arg-type]
     return block
 
 
@@ -153,6 +190,27 @@ class PooledGroupNorm(nn.Module):
         if self.weight is None or self.bias is None:
             return centred * scale
         return centred * (scale * self.weight) + self.bias
+
+
+class InstanceGroupNorm(nn.Module):
+    """GroupNorm as an instance norm of groups and, where it has one, an affine map in one pass: a batch norm of mean 0 and variance 1."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__()
+        C, self.groups, self.eps = source.num_channels, source.num_groups, source.eps
+        self.weight, self.bias = (_constant(value) if source.affine else None for value in (source.weight, source.bias))
+        self.register_buffer("mean", torch.zeros(C), persistent=False)
+        self.register_buffer("variance", torch.ones(C), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        x = F.instance_norm(x.reshape(shape[0], self.groups, -1), eps=self.eps).reshape(shape)
+        if self.weight is None:
+            return x
+        return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=0.0)
 
 
 class MatmulLayerNorm(nn.Module):
@@ -238,6 +296,34 @@ def _interleave_nhwc(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     B, C, H, W = a.shape
     upper, lower = (torch.cat(pair, 1).permute(0, 2, 3, 1).reshape(B, H, 1, 2 * W * C) for pair in ((a, b), (c, d)))
     return torch.cat([upper, lower], 2).reshape(B, 2 * H, 2 * W, C).permute(0, 3, 1, 2)
+
+
+class JoinedWaveletUp(ButterflyWaveletUp):
+    """The same with one convolution that makes all four subbands, one after the other, and one product with the gates."""
+
+    def __init__(self, source: WaveletUp) -> None:
+        super().__init__(source)
+        C, bands = source.expand.in_channels, len(SUBBANDS)
+        joined = nn.Conv2d(C, bands * C, 1)
+        joined.weight = _constant(torch.cat([layer.weight for layer in self.expand]))  # type: ignore[misc]
+        joined.bias = _constant(torch.cat([layer.bias for layer in self.expand]))  # type: ignore[misc]
+        self.expand: nn.Module = joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        subbands = self.expand(x) * torch.cat(self.gate(x), dim=1)
+        C = subbands.shape[1] // 4
+        low, high = subbands[:, : 2 * C], subbands[:, 2 * C :]  # LL and LH; HL and HH
+        left, right = low + high, low - high
+        return self._interleave(
+            left[:, :C] + left[:, C:], right[:, :C] + right[:, C:], left[:, :C] - left[:, C:], right[:, :C] - right[:, C:]
+        )
+
+
+class JoinedWaveletUpNHWC(JoinedWaveletUp):
+    """The same for a runtime that keeps channels last."""
+
+    def _interleave(self, *pixels: Tensor) -> Tensor:
+        return _interleave_nhwc(*pixels)
 
 
 class ButterflyWaveletUpNHWC(ButterflyWaveletUp):
@@ -346,8 +432,8 @@ def _is_haar(source: nn.Module) -> bool:
     return not isinstance(source, WaveletUp) or source.idwt.weight.shape[-1] == 2
 
 
-def _has_joined_skip(source: ResBlock) -> bool:
-    return bool(source.joined) and isinstance(source.skip, nn.Conv2d)
+def _has_skip(source: ResBlock) -> bool:
+    return isinstance(source.skip, nn.Conv2d)
 
 
 def _channels_last(kind: type[nn.Module]) -> Callable[[nn.Module], nn.Module]:
@@ -375,6 +461,7 @@ REWRITES: dict[str, Rewrite] = {
         ),
         Rewrite("matmul-attention", "matmul–softmax–matmul, in blocks of queries", (DotProductAttention,), MatmulAttention),
         Rewrite("pooled-group-norm", "GroupNorm from spatial means", (nn.GroupNorm,), PooledGroupNorm),
+        Rewrite("instance-group-norm", "GroupNorm as an instance norm of groups", (nn.GroupNorm,), InstanceGroupNorm),
         Rewrite("matmul-layer-norm", "LayerNorm from products with a constant", (nn.LayerNorm,), MatmulLayerNorm),
         Rewrite("depthwise-wavelet-down", "a fixed filter a subband, summed as it comes", (WaveletDown,), DepthwiseWaveletDown),
         Rewrite("butterfly-wavelet-up", "Haar's inverse as sums", (WaveletUp,), ButterflyWaveletUp, _is_haar),
@@ -385,7 +472,18 @@ REWRITES: dict[str, Rewrite] = {
             _channels_last(ButterflyWaveletUpNHWC),
             _is_haar,
         ),
-        Rewrite("split-skip", "a skip's convolution in two halves", (ResBlock,), _split_skip, _has_joined_skip),
+        Rewrite(
+            "token-attention", "linear layers on tokens, norm, scale and biases folded in", (SelfAttention,), TokenSelfAttention
+        ),
+        Rewrite("joined-wavelet-up", "Haar's inverse as sums, of one convolution", (WaveletUp,), JoinedWaveletUp, _is_haar),
+        Rewrite(
+            "joined-wavelet-up-nhwc",
+            "the same, channels last",
+            (WaveletUp, JoinedWaveletUp),
+            _channels_last(JoinedWaveletUpNHWC),
+            _is_haar,
+        ),
+        Rewrite("token-skip", "a skip's convolution on tokens, in two halves", (ResBlock,), _token_skip, _has_skip),
         Rewrite("folded-haar-up", "our decoder, Haar's inverse inside its convolutions", (LatentDecoder,), FoldedHaarDecoder),
         Rewrite("folded-haar-up-nhwc", "the same, channels last", (LatentDecoder,), FoldedHaarDecoderNHWC),
         Rewrite("concat-pixel-up", "pixel doubling by concatenation", (PixelUp, ConvUp), ConcatPixelUp),

@@ -219,7 +219,8 @@ class SpectralUNet(nn.Module):
                 "use a multiple of the last level's factor",
             )
         ends = tuple(accumulate(self._rows))  # slices and not one split: a form that every delegate takes
-        rows = (features[:, end - width : end] for end, width in zip(ends, self._rows, strict=True))
+        columns = features[:, :, None, None]  # once, for all blocks
+        rows = (columns[:, end - width : end] for end, width in zip(ends, self._rows, strict=True))
         context = None
         if config.context_dim is not None:
             context = features[:, ends[-1] :].unflatten(1, (config.context_tokens, config.context_dim))
