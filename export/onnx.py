@@ -2,6 +2,7 @@
 
 import collections
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.contract import METADATA_KEY, Contract
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
+from edge_sd.export._qdq import finish, integer_layers, least_opset, save_shared, stored_bits
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
 from edge_sd.files import write_bytes
+from edge_sd.quantize.recipe import Recipe
 from edge_sd.quiet import quiet
 from edge_sd.runnable import Availability, packages_available
 
@@ -26,7 +30,7 @@ class OnnxTarget(Target):
     """Batch 1 and fixed shapes, so that the runtime can plan its memory; the contract is in the model's metadata too."""
 
     name = "onnx"
-    about = "ONNX, float32; runs in ONNX Runtime"
+    about = "ONNX, float32 or quantized; runs in ONNX Runtime"
     rewrites = (
         "folded-attention",
         "matmul-attention",
@@ -35,7 +39,7 @@ class OnnxTarget(Target):
         "folded-haar-up",
         "instance-group-norm",
     )
-    quantized_rewrites = ("folded-haar-up", "instance-group-norm")
+    quantized_rewrites = ("joined-wavelet-up-nhwc", "folded-haar-up", "instance-group-norm")
 
     def available(self) -> Availability:
         return packages_available("onnx", "onnxscript", "onnxruntime")
@@ -50,7 +54,10 @@ class OnnxTarget(Target):
             from torch.export import default_decompositions
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-            registry, decomposed = ONNXRegistry.from_torchlib(opset_version=options.onnx_opset), default_decompositions()
+            registry, decomposed = (
+                ONNXRegistry.from_torchlib(opset_version=max(_opset(source, options) for source in sources)),
+                default_decompositions(),
+            )
         problems = []
         for source in sources:
             targets = {node.target for node in source.exported.graph.nodes if node.op == "call_function"}
@@ -62,12 +69,33 @@ class OnnxTarget(Target):
         return problems
 
     def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> dict[str, Exported]:
-        found = {}
+        files = {source.name: f"{source.name}.onnx" for source in sources}
+        opsets = {source.name: _opset(source, options) for source in sources}
+        shared = {}
+        several = sum(source.recipe is not None for source in sources) > 1
         for source in sources:
-            file = f"{source.name}.onnx"
-            _convert(source, options.onnx_opset, folder / file)
-            found[source.name] = Exported(file, "", {"opset": str(options.onnx_opset)}, _place(folder / file, source))
-        return found
+            file = folder / files[source.name]
+            program = _convert(source, opsets[source.name])
+            if source.recipe is None:
+                program.save(file, external_data=_needs_external_data(source))
+                continue
+            model = _quantized(program, source.recipe)
+            if several or _needs_external_data(source):
+                shared[file] = model
+            else:
+                write_bytes(file, model.SerializeToString())
+        if shared:
+            save_shared(shared, folder)
+        return {
+            source.name: Exported(
+                files[source.name],
+                "",
+                {"opset": str(opsets[source.name])},
+                _place(folder / files[source.name], source),
+                _layers(folder / files[source.name], source.recipe),
+            )
+            for source in sources
+        }
 
     def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
         import onnx
@@ -87,7 +115,13 @@ def _is_composite(target: Any) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd"))
 
 
-def _convert(source: Source, opset: int, file: Path) -> None:
+def _opset(source: Source, options: TargetOptions) -> int:
+    """The opset asked for, or the oldest that holds the program's numbers."""
+    return max(options.onnx_opset, least_opset(source.recipe) if source.recipe is not None else 0)
+
+
+def _convert(source: Source, opset: int) -> Any:
+    """The program in onnxscript's form."""
     import torch
 
     contract = source.contract
@@ -111,7 +145,50 @@ def _convert(source: Source, opset: int, file: Path) -> None:
     for node in exported.model.graph.all_nodes():  # folders and source lines of this machine
         node.metadata_props.clear()
     exported.model.metadata_props[METADATA_KEY] = contract.model_dump_json()
-    exported.save(file, external_data=_needs_external_data(source))
+    return exported
+
+
+def _quantized(program: Any, recipe: Recipe) -> Any:
+    model = program.model_proto
+    finish(model, recipe)
+    return model
+
+
+def _layers(file: Path, recipe: Recipe | None) -> tuple[LayerBits, ...]:
+    """What became of each layer, as the file and the runtime's own optimized graph say."""
+    if recipe is None:
+        return ()
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    stored, shapes = stored_bits(model), {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        session_of(file, optimized)
+        integer = integer_layers(onnx.load(optimized, load_external_data=False))
+    found = []
+    for name, layer in recipe.layers.items():
+        numbers = math.prod(shapes.get(f"model.{name}.codes") or shapes.get(f"model.{name}.weight") or (0,))
+        if not numbers:
+            continue  # attention's products have no weights
+        computed = "int8" if name in integer else "float32"
+        why = layer.why
+        if layer.input is not None and computed == "float32":
+            why = f"ONNX Runtime's CPU kernels have no {layer.input}-bit activations" if layer.input > 8 else "not fused"
+        if layer.bits is not None and layer.bits < stored[name]:
+            why = f"no {layer.bits}-bit type: stored in {stored[name]:g}"
+        found.append(
+            LayerBits(
+                layer=name,
+                weights=numbers,
+                requested=layer.bits,
+                requested_activations=layer.input,
+                stored=stored.get(name, 32.0),
+                computed=computed,
+                why=why,
+            )
+        )
+    return tuple(found)
 
 
 def _needs_external_data(source: Source) -> bool:
@@ -120,16 +197,29 @@ def _needs_external_data(source: Source) -> bool:
     return size > 2**31 - 2**24
 
 
-def _place(file: Path, source: Source) -> Placement:
-    """Run a few calls under ONNX Runtime's profiler and see who did what."""
+def session_of(file: Path, optimized: Path | None = None, profile: Path | None = None) -> Any:
+    """A session on the CPU, for a look at what ONNX Runtime makes of a file.
+
+    Args:
+        optimized: where its optimized graph is written.
+        profile: what the names of its profiles begin with.
+    """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.enable_profiling = 3, True
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def _place(file: Path, source: Source) -> Placement:
+    """Run a few calls under ONNX Runtime's profiler and see who did what."""
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = session_of(file, profile=Path(folder) / "profile")
         feeds: dict[str, np.ndarray] = {
             spec.name: value.numpy() for spec, value in zip(source.contract.inputs, source.example, strict=True)
         }

@@ -23,17 +23,16 @@ from pydantic import Field
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import write_text
 from edge_sd.models.config import ModelConfig
+from edge_sd.models.rewrites import Attend
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.calibration import CalibrationRequest
-from edge_sd.quantize.form import quantizable_form
+from edge_sd.quantize.form import FEW_TOKENS, attention_tokens, quantizable_form
 from edge_sd.quantize.grid import FEWEST_BITS, MOST_WEIGHT_BITS, RangeMethod, WeightGrid
-from edge_sd.quantize.layers import QuantizedConv, QuantizedLayer, attends_of, points_of
+from edge_sd.quantize.layers import QuantizedConv, QuantizedLayer, points_of
 from edge_sd.quantize.reconstruction import ReconstructionSettings
 from edge_sd.validation import Record, validated
 
 ActivationBits = Literal[8, 16]
-# Up to so many tokens attention's products take less time in float than their grids would cost.
-FEW_TOKENS = 64
 
 
 class LayerRecipe(Record):
@@ -166,7 +165,7 @@ class Layer:
     Attributes:
         kind: of which it is.
         weights: how many numbers.
-        tokens: that attention's products go over; 0 elsewhere.
+        tokens: of the attention that it is part of; 0 elsewhere.
     """
 
     kind: Literal["convolution", "linear", "products"]
@@ -179,17 +178,14 @@ def described(model: ModelConfig) -> dict[str, Layer]:
     """The layers of a model's quantizable form, and attention's products, by name."""
     with torch.device("meta"):
         form = quantizable_form(SpectralUNet(model))
-        tokens: dict[str, int] = {}
-        for name, attend in attends_of(form).items():
-            attend.queries.observe = lambda q, name=name: tokens.__setitem__(name, q.shape[1])  # type: ignore[union-attr, assignment]
-        form.denoise(torch.zeros(1, *model.sample_shape), torch.zeros(1, form.feature_width))
-    found: dict[str, Layer] = {}
+    attention, found = attention_tokens(model), {}
     for name, part in form.named_modules():
+        tokens = attention.get(name.rpartition(".")[0], 0)
         if isinstance(part, QuantizedLayer):
             kind: Literal["convolution", "linear"] = "convolution" if isinstance(part, QuantizedConv) else "linear"
-            found[name] = Layer(kind, weights=math.prod(part.shape))
-        elif name in tokens:
-            found[name] = Layer("products", tokens=tokens[name])
+            found[name] = Layer(kind, math.prod(part.shape), tokens)
+        elif isinstance(part, Attend):
+            found[name] = Layer("products", tokens=tokens)
     return found
 
 
@@ -218,10 +214,16 @@ def default_layers(
             found[name] = LayerRecipe(bits=8, scales=scales, why=f"{why}: 8 bits, computed in float")
         elif ".gate." in name:
             found[name] = LayerRecipe(bits=8, scales=scales, why="a gate scales a whole channel, and is small")
+        elif 0 < layer.tokens <= FEW_TOKENS:
+            why = f"attention over {layer.tokens} tokens: computed in float, which takes less time"
+            weights = None if layer.kind == "products" else bits
+            found[name] = LayerRecipe(bits=weights, group=group, scales=scales, why=why)
         elif layer.kind == "products":
-            few = layer.tokens <= FEW_TOKENS
-            why = f"{layer.tokens} tokens: grids cost more than they save" if few else ""
-            found[name] = LayerRecipe(bits=None, input=None if few else activations, why=why)
+            found[name] = LayerRecipe(bits=None, input=activations)
+        elif ".skip" in name:
+            # What they put out is added to the block's output, and nothing mends it (2311.16503 leaves them out as well).
+            why = "a skip: computed in float, its errors would stay"
+            found[name] = LayerRecipe(bits=bits, group=group, scales=scales, why=why)
         else:
             found[name] = plain if layer.kind == "convolution" else inner
     return found

@@ -123,8 +123,8 @@ def _from_bundle(
     bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
         from edge_sd.bundle.manifest import REFERENCE
-        from edge_sd.quantize.checkpoint import load_any
         from edge_sd.diffusion import compile_plan
+        from edge_sd.quantize.checkpoint import load_any
         from edge_sd.sampling import plan_features
 
         manifest = bundle.manifest

@@ -107,19 +107,23 @@ class TokenSelfAttention(FoldedSelfAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        q, k, v = (self._heads(layer(tokens)) for layer in (self.q, self.k, self.v))
+        tokens = _tokens(self.norm(x))
+        q, k, v = (self._heads(layer(tokens), B) for layer in (self.q, self.k, self.v))
         attended = self.attend(q, k.transpose(1, 2), v)
         if self.heads > 1:
-            attended = attended.unflatten(0, (B, self.heads)).transpose(1, 2).flatten(2)
-        out: Tensor = x + self.out(attended).transpose(1, 2).reshape(B, C, H, W)
+            attended = attended.unflatten(0, (B, self.heads)).transpose(1, 2)
+        out: Tensor = x + self.out(attended.reshape(B * H * W, C)).view(B, H * W, C).transpose(1, 2).reshape(B, C, H, W)
         return out
 
-    def _heads(self, tokens: Tensor) -> Tensor:
-        """(B, HW, C) → (B·heads, HW, C/heads)."""
-        if self.heads == 1:
-            return tokens
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+    def _heads(self, tokens: Tensor, batch: int) -> Tensor:
+        """(B·HW, C) → (B·heads, HW, C/heads)."""
+        tokens = tokens.unflatten(0, (batch, -1))
+        return tokens if self.heads == 1 else tokens.unflatten(2, (self.heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B·H·W, C): two dimensions, because a runtime's integer matrix product is one of matrices."""
+    return x.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class FoldedSelfAttentionNHWC(FoldedSelfAttention):
@@ -135,36 +139,29 @@ class FoldedSelfAttentionNHWC(FoldedSelfAttention):
         return out
 
 
-class TokenSkip(nn.Module):
-    """A skip's 1×1 convolution on tokens; of two maps that were joined, a linear layer of each, summed.
+class SplitConv(nn.Module):
+    """A convolution of two maps that were joined, as one of each, summed: they differ in range, so each gets grids of its own.
 
-    The two differ in range, so each gets grids of its own: Q-Diffusion (2302.04304), "shortcut splitting". And what a skip puts
-    out is added to the block's output and never mended: a linear layer's stays in float where a convolution's would not.
+    Q-Diffusion (2302.04304), "shortcut splitting".
 
     Args:
-        split: channels of the first map; 0 where there is but one.
+        split: channels of the first map.
     """
 
     def __init__(self, source: nn.Conv2d, split: int) -> None:
         super().__init__()
-        self.bounds = (0, split, source.in_channels) if split else (0, source.in_channels)
-        self.parts = nn.ModuleList()
-        for start, stop in zip(self.bounds, self.bounds[1:], strict=False):
-            linear = nn.Linear(stop - start, source.out_channels, bias=start == 0)
-            linear.weight = _constant(source.weight[:, start:stop].flatten(1))
-            if start == 0:
-                linear.bias = _constant(source.bias)  # type: ignore[arg-type]
-            self.parts.append(linear)
+        self.split, out = split, source.out_channels
+        self.first, self.second = nn.Conv2d(split, out, 1), nn.Conv2d(source.in_channels - split, out, 1, bias=False)
+        self.first.weight, self.second.weight = _constant(source.weight[:, :split]), _constant(source.weight[:, split:])
+        self.first.bias = _constant(source.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2)
-        halves = zip(self.parts, self.bounds, self.bounds[1:], strict=False)
-        out: Tensor = sum(part(tokens[:, start:stop].transpose(1, 2)) for part, start, stop in halves)  # type: ignore[assignment]
-        return out.transpose(1, 2).unflatten(2, x.shape[2:])
+        out: Tensor = self.first(x[:, : self.split]) + self.second(x[:, self.split :])
+        return out
 
 
-def _token_skip(block: ResBlock) -> ResBlock:
-    block.skip = TokenSkip(block.skip, block.joined)  # type: ignore[arg-type]
+def _split_skip(block: ResBlock) -> ResBlock:
+    block.skip = SplitConv(block.skip, block.joined)  # type: ignore[arg-type]
     return block
 
 
@@ -432,8 +429,8 @@ def _is_haar(source: nn.Module) -> bool:
     return not isinstance(source, WaveletUp) or source.idwt.weight.shape[-1] == 2
 
 
-def _has_skip(source: ResBlock) -> bool:
-    return isinstance(source.skip, nn.Conv2d)
+def _has_joined_skip(source: ResBlock) -> bool:
+    return bool(source.joined) and isinstance(source.skip, nn.Conv2d)
 
 
 def _channels_last(kind: type[nn.Module]) -> Callable[[nn.Module], nn.Module]:
@@ -483,7 +480,7 @@ REWRITES: dict[str, Rewrite] = {
             _channels_last(JoinedWaveletUpNHWC),
             _is_haar,
         ),
-        Rewrite("token-skip", "a skip's convolution on tokens, in two halves", (ResBlock,), _token_skip, _has_skip),
+        Rewrite("split-skip", "a skip's convolution in two halves", (ResBlock,), _split_skip, _has_joined_skip),
         Rewrite("folded-haar-up", "our decoder, Haar's inverse inside its convolutions", (LatentDecoder,), FoldedHaarDecoder),
         Rewrite("folded-haar-up-nhwc", "the same, channels last", (LatentDecoder,), FoldedHaarDecoderNHWC),
         Rewrite("concat-pixel-up", "pixel doubling by concatenation", (PixelUp, ConvUp), ConcatPixelUp),
@@ -491,14 +488,19 @@ REWRITES: dict[str, Rewrite] = {
 }
 
 
-def rewritten(module: nn.Module, names: Iterable[str]) -> nn.Module:
-    """Return a copy of a module in evaluation mode with rewrites applied, in the order given; unchanged weights are shared."""
+def rewritten(module: nn.Module, names: Iterable[str], where: Callable[[str], bool] = lambda name: True) -> nn.Module:
+    """Return a copy of a module in evaluation mode with rewrites applied, in the order given; unchanged weights are shared.
+
+    Args:
+        where: of which modules, by their names; of all if left out.
+    """
     memo = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     result = copy.deepcopy(module, memo).eval()
     for name in names:
         rewrite = REWRITES[name]
-        for parent in list(result.modules()):
+        for parent_name, parent in list(result.named_modules()):
             for child_name, child in list(parent.named_children()):
-                if type(child) in rewrite.sources and rewrite.applies(child):
+                wanted = where(f"{parent_name}.{child_name}".removeprefix("."))
+                if wanted and type(child) in rewrite.sources and rewrite.applies(child):
                     setattr(parent, child_name, rewrite.build(child).eval())
     return result
