@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edge_sd.export import DecoderProgram, DenoiserProgram, targets
+from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig, LatentDecoder
+from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, ResBlock, SelfAttention
+from edge_sd.models.gating import WaveletDown, WaveletUp
 from edge_sd.models.rewrites import (
     QUERY_BLOCK,
     REWRITES,
@@ -28,14 +31,16 @@ from edge_sd.models.rewrites import (
     FoldedHaarDecoderNHWC,
     FoldedSelfAttention,
     FoldedSelfAttentionNHWC,
+    InstanceGroupNorm,
+    JoinedWaveletUp,
+    JoinedWaveletUpNHWC,
     MatmulAttention,
     MatmulLayerNorm,
     PooledGroupNorm,
+    SplitConv,
+    TokenSelfAttention,
     rewritten,
 )
-from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig, LatentDecoder
-from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, SelfAttention
-from edge_sd.models.gating import WaveletDown, WaveletUp
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.models.wavelets import IDWT2, wrap
 from edge_sd.quiet import quiet
@@ -53,7 +58,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "db2": {"image_size": 8, "wavelet": "db2"},
     "1024 tokens": {"image_size": 32, "multipliers": (1,), "attention": (1,), "gating": False},
 }  # fmt: skip
-# What each model holds for a rewrite to find; everything else must leave it as it is.
+# What each model holds for a rewrite to find, by the first rewrite of its kind; everything else must leave it as it is.
+# All have skips that are joined on the way up, for split-skip to find.
 FOUND: dict[str, set[str]] = {
     "gated": {"folded-attention", "matmul-attention", "pooled-group-norm", "depthwise-wavelet-down", "butterfly-wavelet-up"},
     "plain": {"folded-attention", "matmul-attention", "pooled-group-norm", "concat-pixel-up"},
@@ -67,20 +73,36 @@ FOUND: dict[str, set[str]] = {
     "db2": {"folded-attention", "matmul-attention", "pooled-group-norm", "depthwise-wavelet-down"},
     "1024 tokens": {"folded-attention", "matmul-attention", "pooled-group-norm"},
 }  # fmt: skip
+# Rewrites that replace what another one replaces.
+LIKE = {
+    "token-attention": "folded-attention",
+    "joined-wavelet-up": "butterfly-wavelet-up",
+    "instance-group-norm": "pooled-group-norm",
+}
 BUILT: dict[str, tuple[type[nn.Module], tuple[type[nn.Module], ...]]] = {
     "folded-attention": (FoldedSelfAttention, (SelfAttention,)),
     "folded-attention-nhwc": (FoldedSelfAttentionNHWC, (SelfAttention,)),
     "matmul-attention": (MatmulAttention, (DotProductAttention,)),
+    "token-attention": (TokenSelfAttention, (SelfAttention,)),
     "pooled-group-norm": (PooledGroupNorm, (nn.GroupNorm,)),
+    "instance-group-norm": (InstanceGroupNorm, (nn.GroupNorm,)),
     "matmul-layer-norm": (MatmulLayerNorm, (nn.LayerNorm,)),
     "depthwise-wavelet-down": (DepthwiseWaveletDown, (WaveletDown,)),
     "butterfly-wavelet-up": (ButterflyWaveletUp, (WaveletUp,)),
     "butterfly-wavelet-up-nhwc": (ButterflyWaveletUpNHWC, (WaveletUp,)),
+    "joined-wavelet-up": (JoinedWaveletUp, (WaveletUp,)),
+    "joined-wavelet-up-nhwc": (JoinedWaveletUpNHWC, (WaveletUp,)),
+    "split-skip": (SplitConv, ()),
     "folded-haar-up": (FoldedHaarDecoder, (LatentDecoder,)),
     "folded-haar-up-nhwc": (FoldedHaarDecoderNHWC, (LatentDecoder,)),
     "concat-pixel-up": (ConcatPixelUp, (PixelUp, ConvUp)),
 }
 OF_DECODERS = {"folded-haar-up"}
+
+
+def first_of_its_kind(rewrite: str) -> str:
+    plain = rewrite.removesuffix("-nhwc")
+    return LIKE.get(plain, plain)
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -151,7 +173,11 @@ def test_a_rewrite_alone_keeps_the_outputs(model: str, rewrite: str, case: Calla
     found.check(result)
     built, sources = BUILT[rewrite]
     before, after = types(found.program), types(result)
-    if rewrite.removesuffix("-nhwc") in FOUND[model]:
+    if rewrite == "split-skip":
+        joined = [part for part in found.program.modules() if isinstance(part, ResBlock) and part.joined]
+        assert after - before == {SplitConv: len(joined), nn.Conv2d: len(joined)}  # one becomes two
+        assert joined
+    elif first_of_its_kind(rewrite) in FOUND[model]:
         assert after[built] == sum(before[source] for source in sources) > 0
         assert not any(after[source] for source in sources)
     else:
@@ -174,7 +200,7 @@ def test_a_targets_rewrites_together_keep_the_outputs(model: str, target: str, c
 def test_every_rewrite_is_named_here() -> None:
     assert BUILT.keys() == REWRITES.keys()
     assert all(rewrite.about and rewrite.name == name for name, rewrite in REWRITES.items())
-    assert {name.removesuffix("-nhwc") for name in REWRITES} == set.union(*FOUND.values()) | OF_DECODERS
+    assert {first_of_its_kind(name) for name in REWRITES} == set.union(*FOUND.values()) | OF_DECODERS | {"split-skip"}
 
 
 def test_haars_butterfly_is_not_for_other_wavelets(case: Callable[[str], Case]) -> None:
@@ -253,7 +279,11 @@ def test_no_rewrites_at_all(case: Callable[[str], Case]) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("folded-attention", "folded-attention-nhwc"), ("butterfly-wavelet-up", "butterfly-wavelet-up-nhwc")],
+    [
+        ("folded-attention", "token-attention"),
+        ("butterfly-wavelet-up", "joined-wavelet-up"),
+        ("pooled-group-norm", "instance-group-norm"),
+    ],
 )
 def test_rewrites_apply_in_the_order_given(first: str, second: str, case: Callable[[str], Case]) -> None:
     """Of two for the same class the first finds it."""
@@ -261,6 +291,37 @@ def test_rewrites_apply_in_the_order_given(first: str, second: str, case: Callab
         kinds = types(rewritten(case("gated").program, order))
         assert kinds[BUILT[order[0]][0]] > 0
         assert kinds[BUILT[order[1]][0]] == 0
+
+
+@pytest.mark.parametrize("plain", [name.removesuffix("-nhwc") for name in REWRITES if name.endswith("-nhwc")])
+def test_a_layout_is_changed_also_afterwards(plain: str, case: Callable[[str], Case]) -> None:
+    """What is quantized was rewritten before: its layout follows, with the very tensors that are there."""
+    if plain in OF_DECODERS:
+        assert REWRITES[f"{plain}-nhwc"].sources == (LatentDecoder,)  # a decoder is never quantized
+        return
+    found, last = case("gated"), BUILT[f"{plain}-nhwc"][0]
+    before = rewritten(found.program, [plain])
+    for order in ([plain, f"{plain}-nhwc"], [f"{plain}-nhwc", plain]):
+        result = rewritten(found.program, order)
+        assert types(result)[last] == types(before)[BUILT[plain][0]] > 0
+        assert not types(result)[BUILT[plain][0]]
+        found.check(result)
+    after = rewritten(before, [f"{plain}-nhwc"])
+    places = {name: value.data_ptr() for name, value in before.state_dict().items()}
+    assert {name: value.data_ptr() for name, value in after.state_dict().items()} == places
+    assert types(before)[BUILT[plain][0]] > 0
+
+
+def test_rewrites_of_some_modules_alone(case: Callable[[str], Case]) -> None:
+    found = case("gated")
+    names = [name for name, part in found.program.named_modules() if type(part) is SelfAttention]
+    assert len(names) > 1
+    result = rewritten(found.program, ["folded-attention"], lambda name: name == names[-1])
+    kinds = {name: type(part) for name, part in result.named_modules() if name in names}
+    assert kinds == {**dict.fromkeys(names, SelfAttention), names[-1]: FoldedSelfAttention}
+    rest = rewritten(result, ["token-attention"])
+    assert (types(rest)[FoldedSelfAttention], types(rest)[TokenSelfAttention]) == (1, len(names) - 1)
+    found.check(rest)
 
 
 def test_a_subclass_of_what_is_rewritten_is_left_alone() -> None:
@@ -288,6 +349,21 @@ def test_pooled_group_norm_keeps_its_digits_where_the_mean_is_large(ratio: int, 
     x = torch.randn(2, channels, 12, 10, generator=torch.Generator().manual_seed(1)) + ratio
     expected = copy.deepcopy(norm).double()(x.double())
     torch.testing.assert_close(PooledGroupNorm(norm)(x).double(), expected, rtol=0, atol=2e-6 + 2e-7 * ratio)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 4), (4, 8), (8, 8)])
+@pytest.mark.parametrize("ratio", [0, 1, 100])
+@torch.no_grad()
+def test_instance_group_norm_keeps_them_too(ratio: int, groups: int, channels: int, affine: bool) -> None:
+    norm = nn.GroupNorm(groups, channels, eps=1e-3, affine=affine)
+    if affine:
+        shaken(norm)
+    x = torch.randn(2, channels, 12, 10, generator=torch.Generator().manual_seed(1)) + ratio
+    expected = copy.deepcopy(norm).double()(x.double())
+    result = InstanceGroupNorm(norm).eval()
+    torch.testing.assert_close(result(x).double(), expected, rtol=0, atol=2e-6 + 2e-7 * ratio)
+    assert set(result.state_dict()) == ({"weight", "bias"} if affine else set())  # the mean 0 and variance 1 are no weights
 
 
 @torch.no_grad()
@@ -352,7 +428,7 @@ def test_a_border_is_wrapped_round_without_a_remainder_of_a_negative_number(pad:
     np.testing.assert_array_equal(wrap(x, pad).numpy(), expected)
 
 
-@pytest.mark.parametrize("kind", [FoldedSelfAttention, FoldedSelfAttentionNHWC])
+@pytest.mark.parametrize("kind", [FoldedSelfAttention, FoldedSelfAttentionNHWC, TokenSelfAttention])
 @torch.no_grad()
 def test_a_keys_bias_changes_nothing(kind: type[FoldedSelfAttention]) -> None:
     """That is why folding may drop it: it adds one number to all scores of a query."""
@@ -362,6 +438,51 @@ def test_a_keys_bias_changes_nothing(kind: type[FoldedSelfAttention]) -> None:
     source.qkv.bias[8:16] += 5
     torch.testing.assert_close(source(x), before, rtol=0, atol=2e-5)
     torch.testing.assert_close(kind(source).eval()(x[:1]), before[:1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@torch.no_grad()
+def test_attention_by_tokens_in_a_batch(heads: int) -> None:
+    """A calibration runs in batches, which a target never does: images and heads must not be mixed up."""
+    source = shaken(SelfAttention(8, groups=4, heads=heads, head_channels=None))
+    x = torch.randn(3, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(source).double()(x.double())
+    for kind in (TokenSelfAttention, FoldedSelfAttention):
+        torch.testing.assert_close(kind(source).eval()(x).double(), expected, rtol=0, atol=1e-5)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
+@settings(max_examples=20)
+@torch.no_grad()
+def test_a_split_convolution_is_two_products_of_matrices(first: int, second: int, out: int) -> None:
+    source = nn.Conv2d(first + second, out, 1)
+    x = torch.randn(2, first + second, 3, 2, generator=torch.Generator().manual_seed(out))
+    weight, values = source.weight[:, :, 0, 0].double().numpy(), x.double().numpy()
+    halves = [np.einsum("oi,bihw->bohw", weight[:, part], values[:, part]) for part in (slice(None, first), slice(first, None))]
+    expected = sum(halves) + source.bias.double().numpy()[:, None, None]
+    split = SplitConv(source, first)
+    np.testing.assert_allclose(split(x).numpy(), expected, rtol=0, atol=1e-5)
+    assert split.second.bias is None
+    np.testing.assert_allclose(split.second(x[:, first:]).numpy(), halves[1], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_two_halves_are_the_map_and_the_skip(make_model: MakeModel) -> None:
+    """Where the first half ends is where the model has joined them."""
+    model = make_model(image_size=8)
+    form, joined = rewritten(model, ["split-skip"]), dict[str, int]()
+    x, features = torch.randn(1, 3, 8, 8), torch.randn(1, model.feature_width)
+    walk, out = model.walk(x, features), None
+    try:
+        while True:
+            unit = walk.send(out) if out is not None else next(walk)
+            if unit.name.startswith("up") and hasattr(unit.module, "block"):
+                joined[f"{unit.name}.block.skip"] = out.shape[1]  # type: ignore[union-attr]
+            out = unit.module(*unit.inputs)
+    except StopIteration:
+        pass
+    assert {name: part.split for name, part in form.named_modules() if isinstance(part, SplitConv)} == joined
+    assert len(joined) == 4
 
 
 # Form
@@ -428,6 +549,24 @@ def test_folded_attention_is_three_projections_and_nothing_is_split(kind: type[F
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_by_tokens_is_products_of_matrices(heads: int) -> None:
+    """Linear layers see two dimensions: of more, torch.onnx makes a MatMul and a sum, which no integer kernel is."""
+    source = shaken(SelfAttention(16, groups=4, heads=heads, head_channels=None))
+    program = graph_of(TokenSelfAttention(source).eval(), (1, 16, 4, 4))
+    assert [tuple(value.shape) for name, value in results(program) if name == "linear"] == [(16, 16)] * 4
+    assert not operators(program).keys() & {"conv2d", "split", "split_with_sizes", "chunk", "scaled_dot_product_attention"}
+    assert {tuple(value.shape) for name, value in program.state_dict.items() if name.endswith("weight")} == {(16, 16)}
+
+
+@pytest.mark.parametrize("kind", [JoinedWaveletUp, JoinedWaveletUpNHWC])
+def test_joined_wavelet_up_is_one_convolution(kind: type[nn.Module]) -> None:
+    program = graph_of(kind(shaken(WaveletUp(8, "haar"))).eval(), (1, 8, 4, 4))
+    assert [tuple(value.shape) for name, value in results(program) if name == "conv2d"] == [(1, 32, 4, 4)]
+    assert not operators(program).keys() & {"conv_transpose2d", "index_select", "index"}
+    assert ("pixel_shuffle" in operators(program)) == (kind is JoinedWaveletUp)
+
+
 def test_no_block_of_queries_is_larger_than_it_may_be() -> None:
     program = graph_of(MatmulAttention(DotProductAttention()), *[(1, 2, 1024, 4)] * 3)
     scores = [tuple(value.shape) for name, value in results(program) if name == "softmax"]
@@ -441,6 +580,7 @@ def test_no_block_of_queries_is_larger_than_it_may_be() -> None:
     ("rewrite", "module", "shape", "gone"),
     [
         ("pooled-group-norm", nn.GroupNorm(2, 8), (1, 8, 4, 4), {"group_norm", "native_group_norm", "var_mean", "var"}),
+        ("instance-group-norm", nn.GroupNorm(2, 8), (1, 8, 4, 4), {"group_norm", "native_group_norm"}),
         ("matmul-layer-norm", nn.LayerNorm(8), (1, 5, 8), {"layer_norm", "native_layer_norm", "var_mean", "var"}),
         ("concat-pixel-up", PixelUp(), (1, 8, 4, 4), {"upsample_nearest2d", "pixel_shuffle", "repeat_interleave"}),
         ("concat-pixel-up", ConvUp(8), (1, 8, 4, 4), {"upsample_nearest2d", "pixel_shuffle", "repeat_interleave"}),
@@ -454,7 +594,7 @@ def test_what_a_delegate_lacks_is_gone(rewrite: str, module: nn.Module, shape: t
     assert not (operators(after).keys() | operators(core(after)).keys()) & gone
 
 
-@pytest.mark.parametrize("target", ["executorch", "onnx"])  # Core ML's rewrites are ONNX's
+@pytest.mark.parametrize("target", targets())
 def test_the_denoiser_holds_no_time(target: str, case: Callable[[str], Case]) -> None:
     found = case("gated")
     program = graph_of(rewritten(found.program, targets()[target].rewrites), *(tuple(value.shape) for value in found.inputs))
@@ -470,5 +610,12 @@ def test_the_denoiser_holds_no_time(target: str, case: Callable[[str], Case]) ->
         assert not (names.keys() | operators(core(program)).keys()) & gone
 
 
-def test_core_ml_and_onnx_share_their_rewrites() -> None:
-    assert targets()["coreml"].rewrites == targets()["onnx"].rewrites
+def test_core_ml_and_onnx_share_their_rewrites_but_for_norms() -> None:
+    assert (*targets()["coreml"].rewrites, "instance-group-norm") == targets()["onnx"].rewrites
+
+
+@pytest.mark.parametrize("target", targets())
+def test_what_is_done_after_quantization_is_known(target: str) -> None:
+    assert set(targets()[target].quantized_rewrites) <= REWRITES.keys()
+    # A convolution's weights are in integers by then.
+    assert not set(targets()[target].quantized_rewrites) & {"folded-attention", "token-attention", "split-skip"}

@@ -18,7 +18,7 @@ from torch import nn
 from edge_sd.errors import UsageError
 from edge_sd.models import ModelConfig
 from edge_sd.models.blocks import ResBlock, SelfAttention, SpatialTransformer, TokenAttention, sinusoid
-from edge_sd.models.unet import SpectralUNet, UNetLayer
+from edge_sd.models.unet import SpectralUNet, UNetLayer, Unit
 
 MakeModel = Callable[..., SpectralUNet]
 
@@ -154,6 +154,57 @@ def test_other_sizes_than_its_own_as_long_as_they_can_be_halved(make_model: Make
     model = make_model()
     features = model.temporal(torch.tensor([3.0]))
     assert model.denoise(torch.zeros(1, 3, 8, 12), features).shape == (1, 3, 8, 12)
+
+
+# Part by part
+
+
+def walked(model: SpectralUNet, x: torch.Tensor, features: torch.Tensor, change: str = "") -> tuple[list[Unit], torch.Tensor]:
+    """Every part of a walk, and the prediction; of the part `change` the output is doubled."""
+    walk, units = model.walk(x, features), []
+    unit = next(walk)
+    while True:
+        units.append(unit)
+        out = unit.module(*unit.inputs)
+        try:
+            unit = walk.send(2 * out if unit.name == change else out)
+        except StopIteration as end:
+            return units, end.value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_walk_is_denoise(kind: str, make_model: MakeModel) -> None:
+    model = make_model(**KINDS[kind][0])
+    x, t, y, context = inputs(kind, model)
+    features = model.temporal(t, y, context)
+    units, out = walked(model, x, features)
+    torch.testing.assert_close(out, model.denoise(x, features), rtol=0, atol=0)
+    assert [unit.name for unit in units] == model.unit_names()
+    assert len(set(model.unit_names())) == len(units)
+    modules = dict(model.named_modules())
+    assert all(unit.module is modules[unit.name] for unit in units)
+
+
+@torch.no_grad()
+def test_a_walk_passes_every_weight_but_the_last_norms(make_model: MakeModel) -> None:
+    """What is learnt part by part is the whole denoiser: norm_out alone lies between two parts."""
+    model = make_model()
+    units, _ = walked(model, torch.randn(1, 3, 16, 16), torch.randn(1, model.feature_width))
+    passed = {id(parameter) for unit in units for parameter in unit.module.parameters()}
+    left = {name for name, parameter in model.named_parameters() if id(parameter) not in passed}
+    assert {name.partition(".")[0] for name in left} == {"norm_out", "temporal_net"}
+
+
+@torch.no_grad()
+def test_a_walk_goes_on_with_what_it_is_sent(make_model: MakeModel) -> None:
+    model = make_model()
+    x, features = torch.randn(2, 3, 16, 16), torch.randn(2, model.feature_width)
+    _, out = walked(model, x, features)
+    for name in model.unit_names():
+        _, other = walked(model, x, features, change=name)
+        assert not torch.allclose(other, out, atol=1e-5), name
+    torch.testing.assert_close(walked(model, x, features, change="conv_out")[1], 2 * out, rtol=0, atol=0)
 
 
 # What is refused
