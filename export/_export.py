@@ -66,6 +66,7 @@ class ExportRequest:
         seed, goldens: of the golden trajectories; of a model with classes, trajectory i is of class i.
         temporal: export the program `temporal` also where it is not needed, for a device that makes its own plans.
         ram_budget: bytes that no program may exceed by forecast.
+        strict_bits: fail where a quantized layer is stored or computed in more bits than asked for.
         max_fallback: largest share of a program's time outside of its delegate, in [0, 1].
     """
 
@@ -79,6 +80,7 @@ class ExportRequest:
     temporal: bool = False
     ram_budget: int | None = None
     max_fallback: float | None = None
+    strict_bits: bool = False
 
 
 def check_export(checkpoint: AnyCheckpoint, decoder: Decoder | None, request: ExportRequest, out: Path) -> list[Check]:
@@ -265,6 +267,15 @@ def _export(target: Target, prepared: Sequence[Source], check: Check, request: E
                 f"{target.name}: {share:.1%} of the {name}'s time is outside of {exported.placement.delegate} ({outside}); "
                 f"--max-fallback is {request.max_fallback:.1%}",
                 "another delegate, or a larger --max-fallback",
+            )
+        fallen = [layer for layer in exported.layers if layer.fell_back]
+        if request.strict_bits and fallen:
+            first = fallen[0]
+            raise EdgeSDError(
+                f"{target.name}: {len(fallen)} layers of the {name} are stored or computed in more bits than asked for; "
+                f"{first.layer}: w{first.requested} a{first.requested_activations or 'float'} asked for, "
+                f"{first.stored:g} bits stored, {first.computed} computed ({first.why})",
+                "another target or other bits for these layers, or leave --strict-bits out",
             )
     return [
         Program(

@@ -93,7 +93,7 @@ class _Graph:
         return name
 
     def unpack_once(self, node: Any) -> None:
-        """Cast and multiply in place of DequantizeLinear: a runtime folds them when it loads, and leaves that one for every call."""
+        """Cast and multiply in place of DequantizeLinear: a runtime folds them when it loads, and that one never."""
         from onnx import TensorProto, helper
 
         codes, scale = node.input[0], self.array(node.input[1])
@@ -128,7 +128,7 @@ class _Graph:
         tensor.data_type, tensor.raw_data = TensorProto.INT4, (flat[::2] | (flat[1::2] << 4)).tobytes()
 
     def integer_biases(self) -> None:
-        """A linear layer's bias as integers of the product's own scale: only with it is a layer with float output an integer one."""
+        """A linear layer's bias as integers of the product's own scale: without, a layer with float output stays in float."""
         from onnx import helper
 
         for node in list(self.graph.node):

@@ -1,6 +1,6 @@
 """From a checkpoint and a recipe to a quantized checkpoint, in stages that a kill does not undo.
 
-The folder holds, beside what is asked for, what would take long to make again: the calibration inputs and every block's roundings.
+Kept on disk is what would take long to make again: the calibration inputs and every block's roundings.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,8 @@ class Quantized:
 
     Attributes:
         checkpoint: see `QuantizedCheckpoint`; its recipe says which steps make a group.
-        observed: ranges of the full-precision model, by step.
+        observed: ranges by step, of the full-precision model.
+        again: the same with the quantized weights.
         cost: (S, S + 1), see `group_cost`.
         grids: by point, a grid a group.
     """
@@ -56,6 +57,7 @@ class Quantized:
     checkpoint: QuantizedCheckpoint
     plan: Plan
     observed: Observations
+    again: Observations
     cost: np.ndarray
     grids: Mapping[str, tuple[ActivationGrid, ...]]
 
@@ -132,21 +134,21 @@ def quantize(
     )
     names = form.unit_names()
     done: list[BlockResult] = []
+    notes = [""]
 
     def ahead(block: str, iteration: int, iterations: int) -> None:
-        progress("reconstruction", len(done) * iterations + iteration, len(names) * iterations, block)
+        progress("reconstruction", len(done) * iterations + iteration, len(names) * iterations, notes[-1] or block)
 
     def save(result: BlockResult) -> None:
         _save_block(blocks, key, result)
         done.append(result)
-        gained = f"{result.name}: {result.before:.1f} → {result.after:.1f} dB"
-        progress("reconstruction", len(done), len(names), gained)
+        notes.append(f"{result.name}: {result.before:.1f} → {result.after:.1f} dB")
 
     def load(name: str) -> BlockResult | None:
         found = _load_block(blocks, key, name)
         if found is not None:
             done.append(found)
-            progress("reconstruction", len(done), len(names), f"{name}: done before")
+            ahead(name, 0, max(recipe.reconstruction.iterations, 1))
         return found
 
     results = reconstruct(
@@ -173,7 +175,7 @@ def quantize(
         calibration=calibration.header.digest,
         blocks=tuple(BlockRecord(name=r.name, before_db=r.before, after_db=r.after) for r in results),
     )
-    return Quantized(checkpoint, plan, observed, cost, grids)
+    return Quantized(checkpoint, plan, observed, again, cost, grids)
 
 
 def _starts(recipe: Recipe, cost: np.ndarray) -> list[int]:

@@ -113,7 +113,9 @@ class QuantizedLayer(nn.Module):
         if self.weight is not None:
             return self.weight
         codes, scales, grid = self.codes, self.scales, self.grid
-        assert codes is not None and scales is not None and grid is not None  # noqa: S101 (`store` sets all three)
+        assert codes is not None  # noqa: S101 (`store` sets all three)
+        assert scales is not None  # noqa: S101
+        assert grid is not None  # noqa: S101
         if scales.shape[1] == 1:
             out: Tensor = _OPS.dequantize_per_channel(
                 codes, scales[:, 0], torch.zeros(len(scales), dtype=torch.int64), 0, grid.low, grid.high, torch.int8

@@ -42,7 +42,7 @@ class LayerRecipe(Record):
         bits: of its weights; None: they stay in float.
         group: input channels that share a scale; None: a scale for each output channel.
         scales: how the weights' scales are chosen.
-        input, output: bits of its input (of attention's products: queries, keys, values and probabilities) and its output; None: float.
+        input, output: bits of its input (of attention's products: of all that they multiply) and its output; None: float.
         why: where it is not treated as the others.
     """
 

@@ -1,7 +1,7 @@
 """AdaRound: up or down, learnt for each weight, so that what comes out of a block changes least.
 
 Up or Down? Adaptive Rounding (2004.10568): with w = s·(⌊w/s⌋ + h(V)), h a sigmoid stretched to −0.1 … 1.1 and cut to 0 … 1, V is
-learnt by gradient descent on the block's error (BRECQ, 2102.05426), and a term (eq. 24) that pushes h to 0 or 1 sharpens with time.
+learnt by gradient descent on the block's error (BRECQ, 2102.05426), and a term (eq. 24) that pushes h to 0 or 1 grows sharper.
 """
 
 import torch

@@ -15,6 +15,7 @@ from edge_sd.cli.inspect import inspect
 from edge_sd.cli.list import list_
 from edge_sd.cli.parity import parity
 from edge_sd.cli.plan import plan
+from edge_sd.cli.quantize import quantize
 from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
@@ -23,13 +24,13 @@ from edge_sd.cli.train_autoencoder import train_autoencoder
 from edge_sd.errors import EdgeSDError, ExitCode
 
 app = typer.Typer(
-    help="Take a diffusion model from a GPU to a phone: slim, distil, export, prove, measure.",
+    help="Take a diffusion model from a GPU to a phone: slim, distil, quantize, export, prove, measure.",
     epilog="Exit codes: 0 ok, 1 failure, 2 usage, 3 parity failed, 4 device unavailable, 5 environment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, train, distill, sample, export, plan, inspect, parity, bench, evaluate, report, doctor):
+for verb in (run, train, distill, sample, quantize, export, plan, inspect, parity, bench, evaluate, report, doctor):
     app.command()(verb)
 app.command("list")(list_)
 app.command("train-autoencoder")(train_autoencoder)

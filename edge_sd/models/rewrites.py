@@ -190,7 +190,7 @@ class PooledGroupNorm(nn.Module):
 
 
 class InstanceGroupNorm(nn.Module):
-    """GroupNorm as an instance norm of groups and, where it has one, an affine map in one pass: a batch norm of mean 0 and variance 1."""
+    """GroupNorm as an instance norm of groups, and its affine map in one pass: a batch norm of mean 0 and variance 1."""
 
     mean: Tensor
     variance: Tensor
