@@ -35,7 +35,7 @@ class WeightGrid(Record):
     """
 
     bits: int = Field(ge=FEWEST_BITS, le=MOST_WEIGHT_BITS)
-    group: int | None = Field(default=None, ge=1)
+    group: int | None = Field(default=None, ge=2)
     method: Literal["minmax", "mse"] = "mse"
 
     @property

@@ -121,7 +121,7 @@ class QuantizedLayer(nn.Module):
                 codes, scales[:, 0], torch.zeros(len(scales), dtype=torch.int64), 0, grid.low, grid.high, torch.int8
             )
             return out
-        group = codes.shape[1] // scales.shape[1]
+        group = codes[0].numel() // scales.shape[1]
         flat: Tensor = _OPS.dequantize_per_channel_group(
             codes.flatten(1),
             scales,

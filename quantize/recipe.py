@@ -47,7 +47,7 @@ class LayerRecipe(Record):
     """
 
     bits: int | None = Field(ge=FEWEST_BITS, le=MOST_WEIGHT_BITS)
-    group: int | None = Field(default=None, ge=1)
+    group: int | None = Field(default=None, ge=2)
     scales: Literal["minmax", "mse"] = "mse"
     input: ActivationBits | None = None
     output: ActivationBits | None = None
