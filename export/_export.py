@@ -176,11 +176,12 @@ def _opened(
     if request.goldens < 1:
         raise UsageError("a bundle needs at least one golden trajectory", "--goldens 3")
     header = checkpoint.header
-    plan = compile_plan(
-        header.noise_schedule, request.steps, solver=request.solver, prediction=header.prediction, spacing=request.spacing
-    )
     if isinstance(checkpoint, QuantizedCheckpoint):
-        plan = checkpoint.with_programs(plan)
+        plan = checkpoint.plan_for(request.solver, request.steps, request.spacing)
+    else:
+        plan = compile_plan(
+            header.noise_schedule, request.steps, solver=request.solver, prediction=header.prediction, spacing=request.spacing
+        )
     model = checkpoint.build()
     if header.model.num_classes is None:
         plan = plan.with_features(plan_features(model, plan))

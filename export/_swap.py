@@ -9,7 +9,7 @@ from edge_sd.bundle.bundle import check_plan
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
 from edge_sd.decoder import load_decoder
 from edge_sd.diffusion import Plan
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export._card import card
 from edge_sd.export._check import targets
 from edge_sd.export._export import ExportRequest, draw, labels_of, save_goldens
@@ -33,6 +33,10 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     manifest = bundle.manifest
     if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
         check_plan(bundle.path, manifest, plan)
+    if len(bundle.plan.header.programs) > 1:
+        raise UsageError(
+            f"{bundle.path} was quantized in groups of the steps of its own plan", "quantize with --groups 1, or for this plan"
+        )
     checkpoint = load_any(bundle.path / REFERENCE)
     model = checkpoint.build()
     decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None

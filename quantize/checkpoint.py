@@ -10,11 +10,15 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
+from edge_sd.bundle.manifest import DECODER
 from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
-from edge_sd.diffusion.plan import Plan, Prediction
+from edge_sd.decoder import Decoder, latent_space, load_decoder
+from edge_sd.diffusion import Plan, compile_plan
+from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import HEADER, read_tensors, tensors_digest, write_tensors
+from edge_sd.foreign import Foreign, open_model, refuse_missing_decoder, refuse_other_latents
 from edge_sd.models.config import ModelConfig
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.form import quantizable_form
@@ -103,10 +107,22 @@ class QuantizedCheckpoint:
         form.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
         return form.eval()
 
-    def with_programs(self, plan: Plan) -> Plan:
-        """A plan whose column `program` calls each group's program."""
-        starts = self.header.recipe.starts
-        return plan.with_programs(starts) if len(starts) > 1 else plan
+    def plan_for(self, solver: str, steps: int, spacing: str | None = None) -> Plan:
+        """A plan whose column `program` calls each group's program.
+
+        Raises:
+            UsageError: the model has several groups, and they are of another plan's steps.
+        """
+        recipe = self.header.recipe
+        plan = compile_plan(self.header.noise_schedule, steps, solver=solver, prediction=self.header.prediction, spacing=spacing)
+        if len(recipe.starts) <= 1:
+            return plan
+        if (recipe.solver, recipe.steps, recipe.spacing) != (solver, steps, spacing):
+            raise UsageError(
+                f"the model was quantized for {recipe.steps} steps of {recipe.solver}, in groups with ranges of their own",
+                f"--solver {recipe.solver} --steps {recipe.steps}, or quantize for another plan: edge-sd quantize --steps {steps}",
+            )
+        return plan.with_programs(recipe.starts)
 
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
@@ -205,6 +221,44 @@ def load_quantized(path: Path) -> QuantizedCheckpoint:
 def load_any(path: Path) -> AnyCheckpoint:
     """Read a checkpoint, quantized or not."""
     return load_quantized(path) if is_quantized(path) else load_checkpoint(path)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A denoiser, and the decoder of its latents, where it has one."""
+
+    checkpoint: AnyCheckpoint
+    decoder: Decoder | None
+
+
+def open_any(path: Path, decoder: Path | None = None) -> Opened:
+    """Read a checkpoint, quantized or not, or a folder that diffusers wrote, with the decoder that belongs to it.
+
+    Args:
+        decoder: where it is; beside the checkpoint if left out.
+
+    Raises:
+        EdgeSDError: a denoiser of latents without its decoder, or with that of other latents.
+    """
+    given = None if decoder is None else load_decoder(decoder)
+    if path.is_dir() or not is_quantized(path):
+        model = open_model(path)
+        found = Foreign(model.checkpoint, given or model.decoder)
+        refuse_missing_decoder(found, path)
+        if found.decoder is not None:
+            refuse_other_latents(found.checkpoint, found.decoder)
+        return Opened(found.checkpoint, found.decoder)
+    checkpoint, beside = load_quantized(path), path.with_name(DECODER)
+    space = checkpoint.header.provenance.parents.get("autoencoder")
+    if given is None and space is not None:
+        if not beside.exists():
+            raise EdgeSDError(
+                f"{path} denoises latents, and {DECODER} is not beside it", "put it there; edge-sd quantize left one"
+            )
+        given = load_decoder(beside)
+    if given is not None and space is not None and latent_space(given) != space:
+        raise EdgeSDError(f"the decoder is not of the latents of {path}", "give the decoder.safetensors that lies beside it")
+    return Opened(checkpoint, given)
 
 
 def is_quantized(path: Path) -> bool:

@@ -13,7 +13,7 @@ from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.evaluation.metrics import PSNR_DEFINITION, SNR_DEFINITION, psnr_db, snr_db
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
-from edge_sd.sampling import decode, plan_features, sample_model
+from edge_sd.sampling import decode, plan_features
 from edge_sd.validation import Record
 
 
@@ -45,9 +45,24 @@ class Quality(Record):
         return int(np.argmin(self.step_db))
 
 
+Predict = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def simulated(quantized: SpectralUNet, plan: Plan) -> Predict:
+    """Of a quantized model's simulation; the plan's column `program` calls its programs."""
+    label = 0 if quantized.config.num_classes else None
+    features = torch.from_numpy(plan_features(quantized, plan, label))
+
+    def predict(x: torch.Tensor, row: int) -> torch.Tensor:
+        select(quantized, int(plan.program[row]))
+        return quantized.denoise(x, features[row].expand(len(x), -1))
+
+    return predict
+
+
 def measure(
     model: SpectralUNet,
-    quantized: SpectralUNet,
+    predict: Predict,
     plan: Plan,
     decoder: Decoder | None,
     *,
@@ -58,7 +73,7 @@ def measure(
     """Compare a quantized model with the full-precision one.
 
     Args:
-        plan: whose column `program` calls the quantized model's programs.
+        predict: (x (B, C, H, W), row of the plan) → the quantized model's prediction.
         decoder: of a model of latents.
         seed: of the noise; calibration's is another.
     """
@@ -71,15 +86,14 @@ def measure(
 
     def program(x: torch.Tensor, row: int) -> torch.Tensor:
         rows = features[row].expand(len(x), -1)
-        select(quantized, int(plan.program[row]))
         expected = model.denoise(x, rows)
-        steps.append(snr_db(expected.numpy(), quantized.denoise(x, rows).numpy()))
+        steps.append(snr_db(expected.numpy(), predict(x, row).numpy()))
         progress(row + 1, len(plan))
         return expected
 
     with torch.no_grad():
         exact = execute(plan, program, noise(-1), noise).numpy()
-    own = sample_model(quantized, plan, seed=seed, count=images, label=label)
+        own = execute(plan, predict, noise(-1), noise).numpy()
     pictures = (exact, own) if decoder is None else (decode(decoder, exact), decode(decoder, own))
     return Quality(
         images=images, seed=seed, step_db=tuple(steps), final_snr_db=snr_db(exact, own), final_psnr_db=psnr_db(*pictures)

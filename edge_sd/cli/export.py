@@ -21,12 +21,19 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="NAME.edgesd; beside the checkpoint if left out, here if it is shipped.")
     ] = None,
-    solver: option.Solver = "dpmpp",
-    steps: Annotated[int, typer.Option("--steps", help="Function evaluations of the plan.")] = 20,
+    solver: Annotated[
+        str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp, or what it was quantized for, if left out.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Function evaluations of the plan; 20, or what it was quantized for.")
+    ] = None,
     spacing: option.Spacing = None,
     decoder: Annotated[
         Path | None, typer.Option("--decoder", help="Decoder of a latent model: a diffusers folder, or decoder.safetensors.")
     ] = None,
+    strict_bits: Annotated[
+        bool, typer.Option("--strict-bits", help="Of a quantized model: fail if a target stores or computes more bits.")
+    ] = False,
     temporal: Annotated[
         bool, typer.Option("--temporal", help="Export the program t → time features too, for a device that makes its own plans.")
     ] = False,
@@ -57,10 +64,9 @@ def export(
     """
     from edge_sd.bundle.bundle import SUFFIX
     from edge_sd.cli._console import say
-    from edge_sd.decoder import load_decoder
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
-    from edge_sd.foreign import Foreign, open_model, refuse_missing_decoder, refuse_other_latents
+    from edge_sd.quantize.checkpoint import QuantizedHeader, open_any
     from edge_sd.validation import validated
 
     given, checkpoint = checkpoint, option.shipped(checkpoint)
@@ -74,17 +80,17 @@ def export(
         "coreml_precision": coreml_precision,
         "coreml_os": coreml_os,
     }
+    target_options = validated(TargetOptions, options, "options of the target")
+    find_targets(tuple(target))
+    model = open_any(checkpoint, decoder)
+    decoding, quantized_for = model.decoder, model.checkpoint.header
+    recipe = quantized_for.recipe if isinstance(quantized_for, QuantizedHeader) else None
     request = ExportRequest(
-        targets=tuple(target), options=validated(TargetOptions, options, "options of the target"), solver=solver, steps=steps,
-        spacing=spacing, seed=seed, goldens=goldens, temporal=temporal, max_fallback=max_fallback,
+        targets=tuple(target), options=target_options, solver=solver or (recipe.solver if recipe else "dpmpp"),
+        steps=steps or (recipe.steps if recipe else 20), spacing=spacing or (recipe.spacing if recipe else None), seed=seed,
+        goldens=goldens, temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
         ram_budget=None if ram_budget is None else parse_size(ram_budget),
     )  # fmt: skip
-    find_targets(request.targets)
-    model = open_model(checkpoint)
-    decoding = load_decoder(decoder) if decoder is not None else model.decoder
-    refuse_missing_decoder(Foreign(model.checkpoint, decoding), checkpoint)
-    if decoding is not None:
-        refuse_other_latents(model.checkpoint, decoding)
     if dry_run:
         checks = check_export(model.checkpoint, decoding, request, out)
         if as_json:

@@ -96,6 +96,8 @@ def _inspect_weights(path: Path, as_json: bool) -> None:
 
     file: Checkpoint | AutoencoderFile | Decoder
     kind = read_tensors(Kind, path)[0].kind
+    if kind == "quantized":
+        return _inspect_quantized(path, as_json)
     if kind == "checkpoint":
         file = load_checkpoint(path)
     elif kind == "autoencoder":
@@ -140,4 +142,30 @@ def _inspect_weights(path: Path, as_json: bool) -> None:
         )
         rows += [(f"from {role}", digest[:16]) for role, digest in made.parents.items() if role != "autoencoder"]
         rows.append(("made with", ", ".join(f"{package} {version}" for package, version in made.versions.items())))
+    print_table(str(path), ("part", "what it is"), rows)
+
+
+def _inspect_quantized(path: Path, as_json: bool) -> None:
+    from collections import Counter
+
+    from edge_sd.cli._console import print_table
+    from edge_sd.quantize.checkpoint import load_quantized
+
+    file = load_quantized(path)
+    file.build()  # everything in it is checked
+    header = file.header
+    if as_json:
+        print(header.model_dump_json(indent=2))
+        return
+    recipe = header.recipe
+    kinds = Counter((layer.bits, layer.input) for layer in recipe.layers.values() if layer.bits is not None or layer.input)
+    rows = [
+        ("kind", f"quantized by {header.engine}"),
+        ("model", _model(header.model, header.prediction)),
+        *((f"w{bits or 'float'} a{given or 'float'}", f"{count} layers") for (bits, given), count in kinds.items()),
+        ("for", f"{recipe.steps} steps of {recipe.solver}; groups begin at steps {', '.join(map(str, recipe.starts))}"),
+        ("tensors", f"{sum(value.nbytes for value in file.tensors.values()) / 1e6:.2f} MB, SHA-256 {header.digest[:16]}…"),
+        ("calibrated on", f"{header.calibration[:16]}…"),
+        *((f"from {role}", digest[:16]) for role, digest in header.provenance.parents.items() if role != "autoencoder"),
+    ]
     print_table(str(path), ("part", "what it is"), rows)

@@ -75,23 +75,17 @@ def quantize(
     """
     from edge_sd.checkpoint import Checkpoint
     from edge_sd.cli._console import progress, say
-    from edge_sd.decoder import load_decoder
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions
-    from edge_sd.foreign import Foreign, open_model, refuse_missing_decoder, refuse_other_latents
     from edge_sd.pipeline.quantizing import QuantizeRequest, Quantizing
-    from edge_sd.quantize.checkpoint import is_quantized
+    from edge_sd.quantize.checkpoint import is_quantized, open_any
     from edge_sd.quantize.recipe import load_recipe
 
     path = option.shipped(checkpoint)
     if path.is_file() and is_quantized(path):
         raise UsageError(f"{path} is quantized already", "give the full-precision checkpoint")
     chosen = None if recipe is None else load_recipe(recipe)
-    model = open_model(path)
-    decoding = load_decoder(decoder) if decoder is not None else model.decoder
-    refuse_missing_decoder(Foreign(model.checkpoint, decoding), path)
-    if decoding is not None:
-        refuse_other_latents(model.checkpoint, decoding)
+    model = open_any(path, decoder)
     if chosen is None:
         chosen = _recipe(model.checkpoint.header.model, locals())
     out = output or Path(f"{_name(checkpoint)}-w{bits}a{'f' if act_bits == 'none' else act_bits}")
@@ -111,7 +105,7 @@ def quantize(
     assert isinstance(model.checkpoint, Checkpoint)  # noqa: S101 (a quantized one was refused)
     with progress("quantizing") as update:
         work = Quantizing(
-            str(checkpoint), model.checkpoint, decoding, request, out, overwrite=overwrite,
+            str(checkpoint), model.checkpoint, model.decoder, request, out, overwrite=overwrite,
             progress=lambda stage, done, total, note: update(done, total, f"{stage} {note}".strip()),
         )  # fmt: skip
         report = work.walk()

@@ -80,14 +80,16 @@ def _from_checkpoint(
 
     from edge_sd.cli._console import progress
     from edge_sd.diffusion import compile_plan
-    from edge_sd.foreign import open_model, refuse_missing_decoder
+    from edge_sd.quantize.checkpoint import QuantizedCheckpoint, open_any
     from edge_sd.sampling import decode, sample_model
 
-    model = open_model(path)
-    refuse_missing_decoder(model, path)
+    model = open_any(path)
     header = model.checkpoint.header
     choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
-    plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
+    if isinstance(model.checkpoint, QuantizedCheckpoint):
+        plan = model.checkpoint.plan_for(**choice)  # type: ignore[arg-type]
+    else:
+        plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
     if threads is not None:
         torch.set_num_threads(threads)
     with progress("sampling") as update:

@@ -1,14 +1,18 @@
 """`edge-sd quantize`: calibration, reconstruction, measurement and bundle, each once; a kill loses a block at most."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from edge_sd.bundle import open_bundle
+from edge_sd.bundle import Bundle, file_entries, open_bundle, write_bundle
+from edge_sd.bundle.manifest import DECODER, Manifest
 from edge_sd.checkpoint import Checkpoint, versions
 from edge_sd.decoder import Decoder
 from edge_sd.errors import EdgeSDError, UsageError
@@ -21,11 +25,13 @@ from edge_sd.quantize.checkpoint import load_quantized
 from edge_sd.quantize.form import quantizable_form
 from edge_sd.quantize.grouping import MOST_GROUPS, partition
 from edge_sd.quantize.layers import layers_of
-from edge_sd.quantize.quality import Quality, measure
+from edge_sd.quantize.quality import Quality, measure, simulated
 from edge_sd.quantize.recipe import Recipe
 from edge_sd.report.quantization import Allocation, QuantizationReport, coverage, coverage_picture, front_picture
+from edge_sd.runtimes import find_runtime
 
 REPORT, COVERAGE, FRONT, WORK = "quantize.json", "coverage.png", "front.png", "work"
+ENGINES = ("edge-sd", "nncf")
 Progress = Callable[[str, int, int, str], None]
 # A quality that was predicted may not be met: so often more layers are widened.
 _ATTEMPTS = 3
@@ -92,6 +98,8 @@ class Quantizing:
         request = self.request
         request.recipe.check(self.parent.header.model)
         budget = search.parse_budget(request.budget) if request.budget else None
+        if request.engine not in ENGINES:
+            raise UsageError(f"unknown engine {request.engine!r}", f"one of {', '.join(ENGINES)}")
         if request.export.targets:
             find_targets(request.export.targets)
         self._refuse_other()
@@ -102,6 +110,8 @@ class Quantizing:
         inputs = {"weights": self.parent.header.digest, "decoder": self.decoder.header.digest if self.decoder else ""}
         if request.calibration is not None:
             inputs["calibration"] = hash_of(request.calibration)
+        if request.engine == "nncf":
+            return self._by_nncf(settings, inputs)
         outputs = [self.out / name for name in (MODEL, RECIPE, REPORT, COVERAGE)]
         if not self.stages.done("quantize", settings, inputs, outputs):
             if (self.out / MODEL).exists() and not self.overwrite:
@@ -116,7 +126,7 @@ class Quantizing:
         return read_model(QuantizationReport, self.out / REPORT)
 
     def _refuse_other(self) -> None:
-        known = {MODEL, RECIPE, REPORT, COVERAGE, FRONT, WORK, CALIBRATION, "stages", self.bundle.name}
+        known = {DECODER, MODEL, RECIPE, REPORT, COVERAGE, FRONT, WORK, CALIBRATION, "stages", self.bundle.name}
         if self.out.exists() and (
             not self.out.is_dir() or any(path.name not in known for path in self.out.iterdir() if not path.name.startswith("."))
         ):
@@ -145,8 +155,8 @@ class Quantizing:
             found = quantize(self.parent, recipe, calibration, self._blocks(recipe), self.progress)
             quality = measure(
                 self.parent.build(),
-                found.checkpoint.build(),
-                found.checkpoint.with_programs(found.plan),
+                simulated(found.checkpoint.build(), found.checkpoint.with_programs(found.plan)),
+                found.plan,
                 self.decoder,
                 images=request.images,
                 seed=request.seed,
@@ -180,6 +190,8 @@ class Quantizing:
         if report.front:
             write_bytes(self.out / FRONT, front_picture(report))
         write_model(self.out / REPORT, report)
+        if self.decoder is not None:
+            self.decoder.save(self.out / DECODER)
         found.checkpoint.save(self.out / MODEL)
 
     def _export(self) -> None:
@@ -190,6 +202,81 @@ class Quantizing:
             observe=lambda what: self.progress("export", 0, 1, what),
         )  # fmt: skip
         open_bundle(self.bundle)
+
+    # NNCF in place of our own roundings and ranges
+
+    def _by_nncf(self, settings: dict[str, Any], inputs: dict[str, str]) -> QuantizationReport:
+        outputs = [self.out / REPORT, self.bundle]
+        if not self.stages.done("nncf", settings, inputs, outputs):
+            if self.bundle.exists() and not self.overwrite:
+                raise UsageError(f"{self.out} holds another quantization", "give --overwrite to replace it, or another -o")
+            self.stages.observe("nncf", "running")
+            began = time.monotonic()
+            self._nncf()
+            self.stages.keep("nncf", settings, inputs, outputs, time.monotonic() - began)
+        return read_model(QuantizationReport, self.out / REPORT)
+
+    def _nncf(self) -> None:
+        from edge_sd.quantize.nncf import nncf_quantize
+
+        request, recipe = self.request, self.request.recipe
+        if request.export.targets != ("onnx",):
+            raise UsageError("NNCF quantizes ONNX programs alone", "--target onnx")
+        inner = next((layer for layer in recipe.layers.values() if not layer.why and layer.bits), None)
+        bits, activations = (8, 8) if inner is None else (inner.bits or 8, inner.input)
+        began = time.monotonic()
+        own = request.calibration is None
+        calibration = calibrate(self.parent, recipe, request.calibration or self.out / CALIBRATION, self.progress, own=own)
+        export = replace(request.export, solver=recipe.solver, steps=recipe.steps, spacing=recipe.spacing)
+        exact = export_bundle(self.parent, self.out / WORK / "float.edgesd", export, decoder=self.decoder, overwrite=True)
+        program = exact.path / exact.program("onnx").file
+        quantized = self.out / WORK / "denoiser.onnx"
+        self.progress("nncf", 0, 1, "")
+        nncf_quantize(program, calibration, quantized, bits=bits, activations=activations)
+        bundle = self._replaced(exact, quantized)
+        session = find_runtime("onnxruntime").load(bundle)
+        rows = bundle.golden.trajectories[0].features
+
+        def predict(x: torch.Tensor, row: int) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([session(one[None], rows[row : row + 1]) for one in x.numpy()]))
+
+        model = self.parent.build()
+        quality = measure(model, predict, bundle.plan, self.decoder, images=request.images, seed=request.seed)
+        report = QuantizationReport(
+            engine="nncf",
+            model=self.model,
+            starts=(0,),
+            group_costs=(1.0,),
+            quality=quality,
+            blocks=(),
+            coverage=(),
+            weights_bytes=quantized.stat().st_size,
+            float_bytes=program.stat().st_size,
+            effective_bits=8.0,
+            calibration=calibration.header.digest,
+            seconds={"in all": time.monotonic() - began},
+            versions=versions(),
+        )
+        write_model(self.out / REPORT, report)
+
+    def _replaced(self, exact: Bundle, quantized: Path) -> Bundle:
+        """The full-precision bundle with another denoiser for ONNX."""
+
+        def fill(folder: Path) -> Manifest:
+            for name in exact.manifest.files:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(exact.path / name, folder / name)
+            shutil.copyfile(quantized, folder / exact.program("onnx").file)
+            programs = tuple(
+                program.model_copy(update={"options": {**program.options, "engine": "nncf"}})
+                if (program.target, program.name) == ("onnx", "denoiser")
+                else program
+                for program in exact.manifest.programs
+            )
+            changed = {"name": self.bundle.stem, "programs": programs, "files": file_entries(folder), "digest": ""}
+            return exact.manifest.model_copy(update=changed)
+
+        return write_bundle(self.bundle, fill, overwrite=True)
 
 
 def _report(
