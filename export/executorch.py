@@ -5,13 +5,16 @@ import contextlib
 import gc
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
+from edge_sd.export._xnnpack import for_xnnpack, layer_bits
 from edge_sd.files import write_bytes
 from edge_sd.quiet import quiet
 from edge_sd.runnable import Availability, packages_available
@@ -25,7 +28,7 @@ class ExecuTorchTarget(Target):
     """Everything in one delegate where it can be: each hand-over costs time, and a second pass through every lowering step."""
 
     name = "executorch"
-    about = "ExecuTorch .pte, float32; XNNPACK, or the Core ML and Vulkan delegates (not run here)"
+    about = "ExecuTorch .pte, float32 or quantized; XNNPACK, or the Core ML and Vulkan delegates (float32, not run here)"
     rewrites = (
         "folded-attention-nhwc",
         "matmul-attention",
@@ -49,12 +52,18 @@ class ExecuTorchTarget(Target):
 
     def check(self, sources: Sequence[Source], options: TargetOptions) -> list[str]:
         problems = []
+        if options.executorch_delegate != _RUNS_HERE and any(source.recipe is not None for source in sources):
+            other = " (--target coreml takes one)" if options.executorch_delegate == "coreml" else ""
+            problems.append(
+                f"the {options.executorch_delegate} delegate is given no quantized model here{other}; {_RUNS_HERE} is"
+            )
         for source in sources:
+            known = {"aten"} if source.recipe is None else {"aten", "quantized_decomposed"}
             foreign = sorted(
                 {
                     str(node.target)
                     for node in source.exported.graph.nodes
-                    if node.op == "call_function" and hasattr(node.target, "namespace") and node.target.namespace != "aten"
+                    if node.op == "call_function" and hasattr(node.target, "namespace") and node.target.namespace not in known
                 }
             )
             problems += [
@@ -63,18 +72,25 @@ class ExecuTorchTarget(Target):
         return problems
 
     def export(self, sources: Sequence[Source], options: TargetOptions, folder: Path) -> dict[str, Exported]:
-        lowered, program = _lower(sources, options.executorch_delegate)
+        handed = {source.name: for_xnnpack(source.exported, source.recipe) for source in sources if source.recipe is not None}
+        given = [
+            replace(source, exported=handed[source.name].exported) if source.name in handed else source for source in sources
+        ]
+        lowered, program = _lower(given, options.executorch_delegate)
         write_bytes(folder / FILE, program.buffer)
-        shares = _outside_shares(folder / FILE, sources) if options.executorch_delegate == _RUNS_HERE else {}
-        return {
-            source.name: Exported(
-                FILE,
-                source.name,
-                {"delegate": options.executorch_delegate},
-                _place(lowered, source.name, options.executorch_delegate, shares.get(source.name)),
-            )
-            for source in sources
-        }
+        shares = _outside_shares(folder / FILE, given) if options.executorch_delegate == _RUNS_HERE else {}
+        found = {}
+        for source in sources:
+            placement = _place(lowered, source.name, options.executorch_delegate, shares.get(source.name))
+            layers: tuple[LayerBits, ...] = ()
+            if source.recipe is not None:
+                layers = layer_bits(handed[source.name], source.recipe, lowered.exported_program(source.name))
+                products = handed[source.name].products
+                if products:
+                    note = f"attention's products are computed in float, XNNPACK has no integer ones: {', '.join(products)}"
+                    placement = placement.model_copy(update={"note": note})
+            found[source.name] = Exported(FILE, source.name, {"delegate": options.executorch_delegate}, placement, layers)
+        return found
 
     def stamp(self, file: Path, contracts: Sequence[Contract]) -> None:
         """A .pte has no metadata: its contract is the manifest's, which holds the file's hash."""
