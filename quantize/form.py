@@ -30,7 +30,7 @@ def quantizable_form(model: SpectralUNet) -> SpectralUNet:
     form.temporal_net = nn.Identity()  # the plan's business: it is never quantized
     quantizable(form)
     form.temporal_net = temporal
-    return form
+    return form.eval()
 
 
 def attention_tokens(config: ModelConfig) -> dict[str, int]:
