@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +35,14 @@ def nncf_quantize(
     bits: int = 8,
     activations: int | None = 8,
     inputs: int = INPUTS,
+    ranges: Literal["mean", "minmax"] = "mean",
 ) -> None:
     """Write the INT8 form of an exported float denoiser; its contract stays inside.
 
     Args:
         inputs: calibration inputs at most, spread evenly over the steps.
+        ranges: of activations: the mean of each input's own (NNCF's default; it clips steps that differ from the others), or what
+            holds them all.
 
     Raises:
         UsageError: bits that NNCF does not have, an opset whose result would not load, or a program or calibration inputs that
@@ -65,6 +68,7 @@ def nncf_quantize(
                 preset=nncf.QuantizationPreset.MIXED,
                 target_device=nncf.TargetDevice.CPU,
                 subset_size=len(feeds),
+                advanced_parameters=_parameters(nncf, ranges),
             )
     except Exception as error:  # nncf.ValidationError, ONNX Runtime's and whatever its passes run into
         raise EdgeSDError(f"NNCF cannot quantize {onnx_file}: {error}", "edge-sd quantize without --engine nncf") from error
@@ -133,6 +137,14 @@ def _check_runs(model: Any, feed: dict[str, NDArray[np.float32]]) -> None:
         raise EdgeSDError(f"ONNX Runtime does not run what NNCF made: {error}", "export with --onnx-opset 18") from error
     if not np.isfinite(out).all():
         raise EdgeSDError("what NNCF made puts out a NaN or an infinity", "is the checkpoint a trained one?")
+
+
+def _parameters(nncf: Any, ranges: Literal["mean", "minmax"]) -> Any:
+    if ranges == "mean":
+        return None
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
+    return nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
 
 
 def _import_nncf() -> Any:

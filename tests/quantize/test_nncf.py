@@ -67,6 +67,19 @@ def test_it_computes_nearly_the_same_in_a_third_of_the_bytes(denoiser: Path, qua
     assert int_bytes < 0.3 * float_bytes
 
 
+def test_minmax_holds_steps_that_the_mean_of_ranges_clips(denoiser: Path, calibration: Calibration, tmp_path: Path) -> None:
+    """One step in four is ten times as large as the rest."""
+    scale = np.where(calibration.rows == 0, 10, 1).astype(np.float32)[:, None, None, None]
+    uneven = dataclasses.replace(calibration, samples=calibration.samples * scale)
+    feeds = calibration_feeds(uneven)
+    large = [feed for feed, row in zip(feeds, uneven.rows, strict=True) if row == 0]
+    found = {}
+    for ranges in ("mean", "minmax"):
+        nncf_quantize(denoiser, uneven, tmp_path / f"{ranges}.onnx", ranges=ranges)  # type: ignore[arg-type]
+        found[ranges] = snr_db(run(denoiser, large), run(tmp_path / f"{ranges}.onnx", large))
+    assert found["minmax"] > found["mean"] + 6
+
+
 def test_its_contract_is_that_of_the_float_program(denoiser: Path, quantized: Path) -> None:
     inside = [{entry.key: entry.value for entry in onnx.load(path).metadata_props} for path in (denoiser, quantized)]
     assert inside[1][METADATA_KEY] == inside[0][METADATA_KEY]
