@@ -48,6 +48,7 @@ class Quantized:
 
     Attributes:
         checkpoint: see `QuantizedCheckpoint`; its recipe says which steps make a group.
+        plan: that of the recipe, its column `program` calling each group's program.
         observed: ranges by step, of the full-precision model.
         again: the same with the quantized weights.
         cost: (S, S + 1), see `group_cost`.
@@ -175,7 +176,7 @@ def quantize(
         calibration=calibration.header.digest,
         blocks=tuple(BlockRecord(name=r.name, before_db=r.before, after_db=r.after) for r in results),
     )
-    return Quantized(checkpoint, plan, observed, again, cost, grids)
+    return Quantized(checkpoint, checkpoint.plan_for(recipe.solver, recipe.steps, recipe.spacing), observed, again, cost, grids)
 
 
 def _starts(recipe: Recipe, cost: np.ndarray) -> list[int]:

@@ -120,7 +120,7 @@ class QuantizedCheckpoint:
         if (recipe.solver, recipe.steps, recipe.spacing) != (solver, steps, spacing):
             raise UsageError(
                 f"the model was quantized for {recipe.steps} steps of {recipe.solver}, in groups with ranges of their own",
-                f"--solver {recipe.solver} --steps {recipe.steps}, or quantize for another plan: edge-sd quantize --steps {steps}",
+                f"--solver {recipe.solver} --steps {recipe.steps}, or quantize it for another plan",
             )
         return plan.with_programs(recipe.starts)
 
@@ -252,9 +252,7 @@ def open_any(path: Path, decoder: Path | None = None) -> Opened:
     space = checkpoint.header.provenance.parents.get("autoencoder")
     if given is None and space is not None:
         if not beside.exists():
-            raise EdgeSDError(
-                f"{path} denoises latents, and {DECODER} is not beside it", "put it there; edge-sd quantize left one"
-            )
+            raise EdgeSDError(f"{path} denoises latents, and {DECODER} is not beside it", "put it there: quantize left one")
         given = load_decoder(beside)
     if given is not None and space is not None and latent_space(given) != space:
         raise EdgeSDError(f"the decoder is not of the latents of {path}", "give the decoder.safetensors that lies beside it")

@@ -170,7 +170,8 @@ def _print(report: "QuantizationReport") -> None:
             ", ".join(f"{cost / first:.2f}" for cost in report.group_costs),
         ),
     ]
-    print_table("quantized, simulated in torch, against full precision", ("figure", "value"), rows)
+    how = "quantized by NNCF, in ONNX Runtime" if report.engine == "nncf" else "quantized, simulated in torch"
+    print_table(f"{how}, against full precision", ("figure", "value"), rows)
 
 
 def print_bits(bundle: Path) -> None:
@@ -193,4 +194,5 @@ def print_bits(bundle: Path) -> None:
             asked = f"w{requested or 'float'} a{activations or 'float'}"
             rows.append((program.target, count, asked, f"{stored:g}", computed, "fell back" if fell_back else "", why))
         rows.append((program.target, len(program.layers), "in all", f"{effective_bits(program.layers):.2f}", "", "", ""))
-    print_table("bits of the layers", ("target", "layers", "asked for", "stored", "computed", "", "why"), rows)
+    if rows:
+        print_table("bits of the layers", ("target", "layers", "asked for", "stored", "computed", "", "why"), rows)

@@ -18,9 +18,9 @@ from edge_sd.decoder import Decoder
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_bytes, write_model
+from edge_sd.pipeline.latency import under_latency
 from edge_sd.pipeline.stages import Stages, hash_of
-from edge_sd.quantize import search
-from edge_sd.quantize._quantize import CALIBRATION, MODEL, RECIPE, Quantized, calibrate, quantize
+from edge_sd.quantize import CALIBRATION, MODEL, RECIPE, Quantized, calibrate, quantize, search
 from edge_sd.quantize.checkpoint import load_quantized
 from edge_sd.quantize.form import quantizable_form
 from edge_sd.quantize.grouping import MOST_GROUPS, partition
@@ -149,13 +149,23 @@ class Quantizing:
             )
             points = search.front(measured, recipe, shapes)
             place = search.choose(points, budget)
+        if budget is not None and budget.kind == "latency":
+            recipe, share = under_latency(
+                self.parent,
+                recipe,
+                calibration,
+                budget.bound,
+                self.out / WORK,
+                lambda done, total, note: self.progress("latency", done, total, note),
+            )
+            seconds["latency share"] = share
         for attempt in range(_ATTEMPTS):
             if points:
                 recipe = self._widened(request.recipe, points[place])
             found = quantize(self.parent, recipe, calibration, self._blocks(recipe), self.progress)
             quality = measure(
                 self.parent.build(),
-                simulated(found.checkpoint.build(), found.checkpoint.with_programs(found.plan)),
+                simulated(found.checkpoint.build(), found.plan),
                 found.plan,
                 self.decoder,
                 images=request.images,
