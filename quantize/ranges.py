@@ -18,6 +18,8 @@ from edge_sd.quantize.layers import SYMMETRIC, points_of
 # Values that are kept of a point at a step, for searching its range.
 KEPT = 4096
 _BATCH = 16
+# Inputs that are looked at, of each step: enough for so many positions at full resolution.
+_POSITIONS, _FEWEST = 32768, 8
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def observe(
 
     Args:
         steps: of the plan.
-        progress: called with (inputs done, inputs in all).
+        progress: called with (steps done, steps in all).
 
     Raises:
         UsageError: a point meets a value that is not finite; it is named.
     """
     points, generator = points_of(form), np.random.default_rng(0)
+    most = max(_FEWEST, _POSITIONS // form.config.image_size**2)
     meters: dict[int, dict[str, _Meter]] = {}
     done = 0
     try:
@@ -75,13 +78,13 @@ def observe(
             here = meters[row] = {name: _Meter() for name in points}
             for name, point in points.items():
                 point.observe = lambda x, meter=here[name]: meter.add(x, generator)  # type: ignore[misc]
-            chosen = np.flatnonzero(calibration.rows == row)
+            chosen = np.flatnonzero(calibration.rows == row)[:most]
             for start in range(0, len(chosen), _BATCH):
                 some = chosen[start : start + _BATCH]
                 with torch.no_grad():
                     form.denoise(torch.from_numpy(calibration.samples[some]), torch.from_numpy(calibration.features[some]))
-                done += len(some)
-                progress(done, len(calibration))
+            done += 1
+            progress(done, len(calibration.covered))
     finally:
         for point in points.values():
             point.observe = None

@@ -21,6 +21,9 @@ from edge_sd.quantize.rounding import SoftRounding, sharpness
 from edge_sd.validation import Record
 
 _FORWARD_BATCH = 16
+_POSITIONS, _FEWEST = 4096, 4
+# Feature maps of all inputs are kept, of both models: as many inputs are taken as fit into this, whatever was asked for.
+_MEMORY = 4 * 2**30
 
 
 class ReconstructionSettings(Record):
@@ -29,13 +32,14 @@ class ReconstructionSettings(Record):
     Attributes:
         iterations: a block; 0 rounds to nearest.
         learning_rate, float_learning_rate: of roundings; of scales, biases and norms, which are tuned along.
+        batch_size: 0: so many that a batch has 4,096 positions, and four at least; a large map has many in each input.
         inputs: at most so many calibration inputs, spread over the steps.
         round_weight: of the term that makes roundings decide.
         warmup: share of the iterations without that term.
     """
 
     iterations: int = Field(default=400, ge=0)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=0, ge=0)
     inputs: int = Field(default=1024, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     float_learning_rate: float = Field(default=1e-3, ge=0)
@@ -111,7 +115,9 @@ def reconstruct(
         progress: called with (block, iterations done in it, iterations in it).
     """
     torch.manual_seed(settings.seed)
-    chosen = _spread(calibration, settings.inputs)
+    chosen = _spread(calibration, min(settings.inputs, affordable_inputs(form)))
+    batch_size = settings.batch_size or max(_FEWEST, _POSITIONS // form.config.image_size**2)
+    settings = settings.model_copy(update={"batch_size": batch_size})
     batches = [chosen[start : start + _FORWARD_BATCH] for start in range(0, len(chosen), _FORWARD_BATCH)]
     samples = [torch.from_numpy(calibration.samples[some]) for some in batches]
     features = [torch.from_numpy(calibration.features[some]) for some in batches]
@@ -164,6 +170,24 @@ class _Block:
 def _spread(calibration: Calibration, inputs: int) -> np.ndarray:
     """Indices of at most `inputs` calibration inputs, spread evenly over the steps."""
     return np.unique(np.linspace(0, len(calibration) - 1, min(inputs, len(calibration))).round().astype(np.int64))
+
+
+def affordable_inputs(form: SpectralUNet) -> int:
+    """How many inputs' feature maps fit into memory: the skips that wait, and what the largest part takes and gives."""
+    x, features = torch.zeros(1, *form.config.sample_shape), torch.zeros(1, form.feature_width)
+    waiting, largest, walk, out = 0, 0, form.walk(x, features), None
+    with torch.no_grad():
+        while True:
+            try:
+                unit = next(walk) if out is None else walk.send(out)
+            except StopIteration:
+                break
+            out = unit.module(*unit.inputs)
+            taken = sum(value.numel() for value in unit.inputs if value is not None)
+            largest = max(largest, taken + out.numel())
+            waiting += out.numel() if unit.name.startswith(("conv_in", "down")) else 0
+    per_input = 4 * (2 * waiting + 4 * largest)  # both models; the part's inputs once more in one piece, and its outputs
+    return max(_MEMORY // per_input, _FEWEST)
 
 
 def _call(module: nn.Module, inputs: tuple[Tensor | None, ...], programs: Tensor) -> Tensor:

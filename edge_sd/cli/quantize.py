@@ -60,7 +60,7 @@ def quantize(
     iterations: Annotated[
         int, typer.Option("--iterations", help="Of reconstruction, a block; 0 rounds to nearest.", min=0)
     ] = 400,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Of reconstruction.", min=1)] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Of reconstruction; 0: by the size of the maps.", min=0)] = 0,
     decoder: Annotated[Path | None, typer.Option("--decoder", help="Decoder of a latent model.")] = None,
     strict_bits: Annotated[
         bool, typer.Option("--strict-bits", help="Fail if a target stores or computes more bits than asked for.")
