@@ -211,8 +211,9 @@ def candidates(parent: Checkpoint, asked: Settings, out: Path) -> Iterator[Candi
                 yield Candidate(setting, method, program, None, call, file.stat().st_size, note=note)
                 continue
             checkpoint = quantized(parent, recipe_of(parent, method, setting, asked), folder)
-            own = checkpoint.with_programs(plan)
-            simulated, starts = torch_program(checkpoint.build(), own), checkpoint.header.recipe.starts
+            starts = checkpoint.header.recipe.starts
+            own = plan.with_programs(starts)
+            simulated = torch_program(checkpoint.build(), own)
             kept = (folder / "model.safetensors").stat().st_size
             try:
                 files, size = exported(checkpoint, folder)

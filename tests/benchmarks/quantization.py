@@ -3,11 +3,12 @@
 For MobileNet-KID also `--test-images FOLDER --features package.module:callable --feature-size 128`, as `edge-sd evaluate` has
 them.
 
-Rows: full precision; round-to-nearest (smallest to largest value, one grid for all steps); plain `nncf.quantize`, whose ranges are
-means over inputs, and the same with ranges that hold all; ONNX Runtime's `quantize_static` (QDQ, a scale a channel, smallest to
-largest value); Q-Diffusion-style (2302.04304: inputs at uniform intervals, roundings learnt block by block and nothing else, one
-grid for all steps; skips in halves, as in our form); ours with one group of steps, and with as many as pay. All but the foreign
-rows have the same layers in the same bits. Everyone draws from the same noise along the same plan of 20 steps, three seeds.
+Rows: full precision; round-to-nearest (smallest to largest value, one grid for all steps); plain `nncf.quantize`, whose ranges
+are means over inputs, and the same with ranges that hold all; ONNX Runtime's `quantize_static` (QDQ, a scale a channel,
+smallest to largest value); Q-Diffusion-style (2302.04304: inputs at uniform intervals, roundings learnt block by block and
+nothing else, one grid for all steps; skips in halves, as in our form); ours with one group of steps, and with as many as pay.
+All but the foreign rows have the same layers in the same bits. Everyone draws from the same noise along the same plan of 20
+steps, three seeds.
 
 Columns: dB of the prediction by step, on the full-precision model's own trajectories: mean over steps (± over seeds) and worst
 step. The same of the exported program, where the row is simulated in torch. Of the final image, each model on its own
