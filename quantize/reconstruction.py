@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from edge_sd.evaluation.metrics import SAME_DB
 from edge_sd.models.unet import SpectralUNet, Unit
 from edge_sd.quantize.calibration import Calibration
 from edge_sd.quantize.grid import WeightGrid, restored_weight, rounded_weight, weight_scales
@@ -270,9 +271,8 @@ def _learn(
 
 
 def _floats(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What of a block stays in float: norms and biases."""
-    weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, QuantizedLayer)}
-    return {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in weights}
+    """What of a block stays in float and may move: norms and biases, vectors all; a wavelet's filters are fixed."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.ndim == 1}
 
 
 def _error_db(block: _Block, weights: Mapping[str, Callable[[], Tensor]]) -> float:
@@ -288,4 +288,4 @@ def _error_db(block: _Block, weights: Mapping[str, Callable[[], Tensor]]) -> flo
     for layer in block.layers.values():
         layer.soft = None
     power = block.targets.double().square().sum().item()
-    return math.inf if error == 0 else 10 * math.log10(max(power, 1e-300) / error)
+    return SAME_DB if error == 0 else max(-SAME_DB, min(SAME_DB, 10 * math.log10(max(power, 1e-300) / error)))
