@@ -40,7 +40,7 @@ def finish(model: Any, recipe: Recipe) -> None:
     graph = _Graph(model)
     for name, node in weights_of(model).items():
         layer = recipe.layers[name]
-        if layer.input != 8:
+        if layer.input is None:
             graph.unpack_once(node)
         elif layer.bits is not None and layer.bits <= 4:
             graph.widen(node)
@@ -93,7 +93,10 @@ class _Graph:
         return name
 
     def unpack_once(self, node: Any) -> None:
-        """Cast and multiply in place of DequantizeLinear: a runtime folds them when it loads, and that one never."""
+        """Cast and multiply in place of DequantizeLinear: a runtime folds them when it loads, and that one never.
+
+        Not behind an activation on a grid: ONNX Runtime would take the float weights there for unquantized, and round them anew.
+        """
         from onnx import TensorProto, helper
 
         codes, scale = node.input[0], self.array(node.input[1])

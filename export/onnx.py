@@ -24,6 +24,8 @@ from edge_sd.runnable import Availability, packages_available
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 _PROFILED_CALLS, _SHOWN_OPERATORS = 4, 8
+# What `Program.options` calls the layout in which a runtime leaves maps, and up to which size that pays (measured).
+NCHW, _SMALL_MAP = "nchw", 32
 
 
 class OnnxTarget(Target):
@@ -90,7 +92,7 @@ class OnnxTarget(Target):
             source.name: Exported(
                 files[source.name],
                 "",
-                {"opset": str(opsets[source.name])},
+                {"opset": str(opsets[source.name]), **_layout(source)},
                 _place(folder / files[source.name], source),
                 _layers(folder / files[source.name], source.recipe),
             )
@@ -118,6 +120,12 @@ def _is_composite(target: Any) -> bool:
 def _opset(source: Source, options: TargetOptions) -> int:
     """The opset asked for, or the oldest that holds the program's numbers."""
     return max(options.onnx_opset, least_opset(source.recipe) if source.recipe is not None else 0)
+
+
+def _layout(source: Source) -> dict[str, str]:
+    """Of a quantized program on small maps: integer convolutions stay as they are, for there turning maps over takes longer."""
+    small = source.contract.inputs[0].shape[-1] <= _SMALL_MAP
+    return {"layout": NCHW} if source.recipe is not None and small else {}
 
 
 def _convert(source: Source, opset: int) -> Any:

@@ -248,7 +248,10 @@ def overridden(layers: Mapping[str, LayerRecipe], overrides: Sequence[str]) -> d
             )
         for name in matching:
             bits = None if value == "float" else int(value)
-            found[name] = found[name].model_copy(update={"bits": bits, "why": f"asked for: {override}"})
+            changed: dict[str, object] = {"bits": bits, "why": f"asked for: {override}"}
+            if bits is None:
+                changed |= {"input": None, "output": None}  # there are no kernels of float weights and integer activations
+            found[name] = found[name].model_copy(update=changed)
     return found
 
 

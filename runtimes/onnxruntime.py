@@ -27,7 +27,8 @@ class OnnxRuntime(Runtime):
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home by default; read when it is first imported
         import onnxruntime
 
-        path = bundle.path / bundle.program(self.target, program).file
+        found = bundle.program(self.target, program)
+        path = bundle.path / found.file
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -35,7 +36,12 @@ class OnnxRuntime(Runtime):
         # Its workers otherwise spin on after a call: a neighbour on the same cores is slowed severalfold, a phone kept warm.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["NhwcTransformer"] if found.options.get("layout") == "nchw" else None,
+            )
         except Exception as error:  # its exceptions have no common base of their own
             raise EdgeSDError(f"ONNX Runtime cannot load {path}: {error}", "export the bundle again") from error
         contract = bundle.manifest.contract(program)
