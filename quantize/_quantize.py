@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from edge_sd.checkpoint import Checkpoint, Provenance, versions
@@ -20,9 +19,9 @@ from edge_sd.quantize.calibration import Calibration, capture, load_calibration
 from edge_sd.quantize.checkpoint import BlockRecord, QuantizedCheckpoint, quantized_checkpoint
 from edge_sd.quantize.form import quantizable_form
 from edge_sd.quantize.grid import ActivationGrid
-from edge_sd.quantize.grouping import choose_groups, group_cost, partition
+from edge_sd.quantize.grouping import MOST_GROUPS, group_cost, knee, partition
 from edge_sd.quantize.layers import points_of
-from edge_sd.quantize.ranges import Observations, choose_grids, observe
+from edge_sd.quantize.ranges import Observations, choose_grids, group_errors, observe
 from edge_sd.quantize.recipe import Recipe
 from edge_sd.quantize.reconstruction import BlockResult, reconstruct
 from edge_sd.validation import Record
@@ -51,7 +50,7 @@ class Quantized:
         plan: that of the recipe, its column `program` calling each group's program.
         observed: ranges by step, of the full-precision model.
         again: the same with the quantized weights.
-        cost: (S, S + 1), see `group_cost`.
+        errors: of activations with 1, 2, … groups of steps, optimally cut; see `group_errors`.
         grids: by point, a grid a group.
     """
 
@@ -59,7 +58,7 @@ class Quantized:
     plan: Plan
     observed: Observations
     again: Observations
-    cost: np.ndarray
+    errors: list[float]
     grids: Mapping[str, tuple[ActivationGrid, ...]]
 
 
@@ -119,7 +118,14 @@ def quantize(
     form = quantizable_form(model)
     observed = observe(form, calibration, len(plan), lambda done, total: progress("ranges", done, total, ""))
     cost = group_cost(observed.ranges)
-    starts = recipe.starts or tuple(_starts(recipe, cost))
+    bits = recipe.point_bits(form)
+    cuts = [partition(cost, groups)[0] for groups in range(1, min(MOST_GROUPS, len(plan)) + 1)] if bits else [[0]]
+    errors = (
+        group_errors(form, calibration, observed, bits, cuts, recipe.ranges, lambda d, t: progress("groups of steps", d, t, ""))
+        if bits
+        else [0.0]
+    )
+    starts = recipe.starts or tuple(cuts[(recipe.groups or knee(errors)) - 1] if bits else cuts[0])
     if starts[0] != 0 or list(starts) != sorted(set(starts)) or starts[-1] >= len(plan):
         raise UsageError(f"steps cannot be cut at {list(starts)}", f"ascending, from 0, below {len(plan)}")
     recipe = recipe.model_copy(update={"starts": starts})
@@ -176,13 +182,7 @@ def quantize(
         calibration=calibration.header.digest,
         blocks=tuple(BlockRecord(name=r.name, before_db=r.before, after_db=r.after) for r in results),
     )
-    return Quantized(checkpoint, checkpoint.plan_for(recipe.solver, recipe.steps, recipe.spacing), observed, again, cost, grids)
-
-
-def _starts(recipe: Recipe, cost: np.ndarray) -> list[int]:
-    if not any(layer.input or layer.output for layer in recipe.layers.values()):
-        return [0]  # no activation is on a grid
-    return choose_groups(cost)[-1] if recipe.groups == 0 else partition(cost, recipe.groups)[0]
+    return Quantized(checkpoint, checkpoint.plan_for(recipe.solver, recipe.steps, recipe.spacing), observed, again, errors, grids)
 
 
 def _set_grids(form: SpectralUNet, grids: Mapping[str, tuple[ActivationGrid, ...]]) -> None:

@@ -85,7 +85,7 @@ class QuantizedCheckpoint:
                 if codes.min() < grid.low or codes.max() > grid.high:
                     raise EdgeSDError(f"{name}: its integers leave {grid.low} … {grid.high}", _AGAIN)
                 scales = _taken(tensors, name + _SCALES, np.float32, 2)
-                if len(scales) != len(codes) or codes.shape[1] % scales.shape[1] or not (scales > 0).all():
+                if len(scales) != len(codes) or not scales.size or codes.shape[1] % scales.shape[1] or not (scales > 0).all():
                     raise EdgeSDError(f"{name}: scales {scales.shape} do not belong to weights {codes.shape}", _AGAIN)
                 layer.store(torch.from_numpy(codes), torch.from_numpy(scales), grid)
         points = points_of(form)
@@ -93,6 +93,8 @@ class QuantizedCheckpoint:
             scales, zeros = _taken(tensors, name + _STEPS, np.float32, 1), _taken(tensors, name + _ZEROS, np.int64, 1)
             if scales.shape != zeros.shape or len(scales) != max(len(recipe.starts), 1) or not (scales > 0).all():
                 raise EdgeSDError(f"{name}: {len(scales)} grids for {len(recipe.starts)} groups of steps", _AGAIN)
+            if zeros.min() < 0 or zeros.max() >= 2**bits:
+                raise EdgeSDError(f"{name}: its zero points leave 0 … {2**bits - 1}", _AGAIN)
             points[name].grids = tuple(
                 ActivationGrid(bits, float(scale), int(zero)) for scale, zero in zip(scales, zeros, strict=True)
             )

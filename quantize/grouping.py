@@ -5,6 +5,7 @@ set of steps (TFMQ-DM's finite set calibration, 2311.16503), here for every tens
 exact optimum by dynamic programming (as Jenks' and Fisher's natural breaks).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from edge_sd.errors import UsageError
 
 MOST_GROUPS = 4
-# One more group costs a program; it has to take away this share of the error that one group leaves.
+# More groups cost more programs; they have to take away this share of the error.
 WORTH_A_GROUP = 0.1
 
 
@@ -80,12 +81,6 @@ def partition(cost: NDArray[np.float64], groups: int) -> tuple[list[int], float]
     return starts[::-1], float(best[groups, steps])
 
 
-def choose_groups(cost: NDArray[np.float64], most: int = MOST_GROUPS) -> list[list[int]]:
-    """The best cut into 1, 2, … groups, as far as each more is worth it; the last one is the choice."""
-    found = [partition(cost, 1)]
-    for groups in range(2, min(most, len(cost)) + 1):
-        cut = partition(cost, groups)
-        if found[-1][1] - cut[1] < WORTH_A_GROUP * found[0][1]:
-            break
-        found.append(cut)
-    return [starts for starts, _ in found]
+def knee(errors: Sequence[float]) -> int:
+    """How many groups are worth it, from the error with 1, 2, … groups: the fewest that come within a tenth of the least error."""
+    return next(groups for groups, error in enumerate(errors, 1) if error <= (1 + WORTH_A_GROUP) * min(errors))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_sd.errors import UsageError
+from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.calibration import Calibration
 from edge_sd.quantize.grid import ActivationGrid, RangeMethod, search_activation_grid
@@ -20,6 +21,8 @@ KEPT = 4096
 _BATCH = 16
 # Inputs that are looked at, of each step: enough for so many positions at full resolution.
 _POSITIONS, _FEWEST = 32768, 8
+# Inputs that ways to cut the steps are judged by.
+_JUDGED = 64
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,42 @@ def observe(
     ranges = Ranges(names, table(lambda m: m.low), table(lambda m: m.high), table(lambda m: m.square / m.count))
     samples = {row: {name: meters[row][name].sample(generator) for name in names} for row in meters}
     return Observations(ranges, {name: [samples[row][name] for row in nearest] for name in names})
+
+
+def group_errors(
+    form: SpectralUNet,
+    calibration: Calibration,
+    observed: Observations,
+    bits: Mapping[str, int],
+    cuts: Sequence[Sequence[int]],
+    method: RangeMethod,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Error of the prediction, relative to its power, with activations alone on their grids, for each way to cut the steps.
+
+    Args:
+        cuts: the steps with which groups begin.
+    """
+    points, steps = points_of(form), len(observed.ranges.low)
+    chosen = np.unique(np.linspace(0, len(calibration) - 1, min(_JUDGED, len(calibration))).round().astype(int))
+    x, features = torch.from_numpy(calibration.samples[chosen]), torch.from_numpy(calibration.features[chosen])
+    rows = calibration.rows[chosen].tolist()
+    errors = []
+    with torch.no_grad():
+        exact = [form.denoise(x[[n]], features[[n]]) for n in range(len(rows))]
+        for done, starts in enumerate(cuts):
+            for name, grids in choose_grids(observed, bits, starts, method).items():
+                points[name].grids = grids
+            groups, shares = groups_of(starts, steps), []
+            for n, (row, expected) in enumerate(zip(rows, exact, strict=True)):
+                select(form, next(group for group, steps_of in enumerate(groups) if row in steps_of))
+                noise = (form.denoise(x[[n]], features[[n]]) - expected).double().square().mean()
+                shares.append((noise / expected.double().square().mean()).item())
+            errors.append(float(np.mean(shares)))
+            progress(done + 1, len(cuts))
+    for point in points.values():
+        point.grids, point.program = (), 0
+    return errors
 
 
 def groups_of(starts: Sequence[int], steps: int) -> list[range]:

@@ -1,5 +1,6 @@
 """`edge-sd quantize`: a checkpoint becomes one of 8 or 4 bits, and a bundle."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -155,7 +156,7 @@ def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
 def _print(report: "QuantizationReport") -> None:
     from edge_sd.cli._console import print_table
 
-    quality, first = report.quality, report.group_costs[0]
+    quality = report.quality
     ends = [*report.starts[1:], len(quality.step_db)]
     ratio = report.weights_bytes / report.float_bytes
     rows = [
@@ -165,11 +166,10 @@ def _print(report: "QuantizationReport") -> None:
         ("PSNR of the final image", f"{quality.final_psnr_db:.1f} dB ({quality.images} images, seed {quality.seed})"),
         ("weights", f"{report.weights_bytes / 1e6:.2f} MB, {ratio:.3f} of float32, {report.effective_bits:.2f} bits a weight"),
         ("groups of steps", ", ".join(f"{start}–{end - 1}" for start, end in zip(report.starts, ends, strict=True))),
-        (
-            "noise of activations by number of groups",
-            ", ".join(f"{cost / first:.2f}" for cost in report.group_costs),
-        ),
     ]
+    if report.group_errors and all(report.group_errors):
+        decibels = ", ".join(f"{-10 * math.log10(error):.1f}" for error in report.group_errors)
+        rows.append(("activations alone, with 1, 2, … groups", f"{decibels} dB"))
     how = "quantized by NNCF, in ONNX Runtime" if report.engine == "nncf" else "quantized, simulated in torch"
     print_table(f"{how}, against full precision", ("figure", "value"), rows)
 

@@ -23,7 +23,6 @@ from edge_sd.pipeline.stages import Stages, hash_of
 from edge_sd.quantize import CALIBRATION, MODEL, RECIPE, Quantized, calibrate, quantize, search
 from edge_sd.quantize.checkpoint import load_quantized
 from edge_sd.quantize.form import quantizable_form
-from edge_sd.quantize.grouping import MOST_GROUPS, partition
 from edge_sd.quantize.layers import layers_of
 from edge_sd.quantize.quality import Quality, measure, simulated
 from edge_sd.quantize.recipe import Recipe
@@ -256,7 +255,7 @@ class Quantizing:
             engine="nncf",
             model=self.model,
             starts=(0,),
-            group_costs=(1.0,),
+            group_errors=(),
             quality=quality,
             blocks=(),
             coverage=(),
@@ -306,12 +305,11 @@ def _report(
     own = [value for name, value in tensors.items() if name.rpartition(".")[2] not in ("scales", "step_scales")]
     floats = sum(value.size for value in own if value.dtype == np.float32)
     quantized = sum(numbers[name] for name in recipe.grids)
-    costs = [partition(found.cost, groups)[1] for groups in range(1, min(MOST_GROUPS, len(found.cost)) + 1)]
     return QuantizationReport(
         engine=checkpoint.header.engine,
         model=model,
         starts=recipe.starts,
-        group_costs=tuple(costs),
+        group_errors=tuple(found.errors),
         quality=quality,
         blocks=checkpoint.header.blocks,
         coverage=coverage(found.again, found.grids, recipe.starts),

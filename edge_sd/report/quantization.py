@@ -50,7 +50,7 @@ class QuantizationReport(Record):
     Attributes:
         engine: whose roundings these are.
         starts: the step with which each group of steps begins.
-        group_costs: relative noise of activations with 1, 2, … groups, optimally cut; what one more group gains.
+        group_errors: error of the prediction, relative to its power, with activations alone quantized in 1, 2, … groups of steps.
         quality: of the simulation against full precision.
         weights_bytes, float_bytes: of the denoiser's weights, as they are stored in the checkpoint and in float32.
         effective_bits: stored bits a weight of the quantized layers.
@@ -61,7 +61,7 @@ class QuantizationReport(Record):
     engine: str
     model: str
     starts: tuple[int, ...]
-    group_costs: tuple[float, ...]
+    group_errors: tuple[float, ...]
     quality: Quality
     blocks: tuple[BlockRecord, ...]
     coverage: tuple[PointCoverage, ...]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_sd.errors import UsageError
-from edge_sd.quantize.grouping import Ranges, choose_groups, group_cost, partition
+from edge_sd.quantize.grouping import Ranges, group_cost, knee, partition
 
 
 def ranges_of(high: np.ndarray) -> Ranges:
@@ -48,8 +48,18 @@ def test_a_range_that_leaves_zero_out_is_widened_to_it() -> None:
 
 
 def test_two_regimes_make_two_groups_and_a_still_tensor_one() -> None:
-    assert choose_groups(group_cost(ranges_of(np.array([1.0] * 6 + [30.0] * 4))))[-1] == [0, 6]
-    assert choose_groups(group_cost(ranges_of(np.array([1.0] * 10)))) == [[0]]
+    for widths, expected in (([1.0] * 6 + [30.0] * 4, [0, 6]), ([1.0] * 10, [0])):
+        cost = group_cost(ranges_of(np.array(widths)))
+        cuts = [partition(cost, groups) for groups in (1, 2, 3)]
+        assert cuts[knee([error for _, error in cuts]) - 1][0] == expected
+
+
+def test_the_knee_is_where_one_more_group_stops_paying() -> None:
+    assert knee([1.0]) == 1
+    assert knee([1.0, 0.95, 0.92]) == 1
+    assert knee([1.0, 0.98, 0.8, 0.79]) == 3
+    assert knee([1.0, 0.5, 0.46, 0.47]) == 2
+    assert knee([1.0, 0.5, 0.25, 0.125]) == 4
 
 
 def test_more_groups_than_steps() -> None:
