@@ -228,7 +228,7 @@ def test_a_byte_that_flipped(saved: Path, tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 1
         (tmp_path / "model.safetensors").write_bytes(bytes(damaged))
-        with pytest.raises(EdgeSDError, match="SHA-256 differs|NaN"):
+        with pytest.raises(EdgeSDError, match=r"SHA-256 differs|NaN"):
             load_quantized(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(EdgeSDError, match="not a whole safetensors file"):
