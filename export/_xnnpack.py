@@ -77,7 +77,7 @@ def for_xnnpack(exported: ExportedProgram, recipe: Recipe) -> Handed:
         form = _Form(FLOAT, why="its weights are float" if wanted.input is not None else "")
         if wanted.bits is not None:
             integers, scales = (program.tensor(f"{_MODEL}{name}.{part}") for part in ("codes", "scales"))
-            form = _form(node, wanted.bits, tuple(integers.shape), scales.shape[1])
+            form = _form(node, wanted.bits, tuple(integers.shape), scales.shape[1], skip=".skip" in name)
             if form.computed == DYNAMIC and node.target is _CONVOLUTION:
                 node, integers = program.on_tokens(node), integers.flatten(1)
             node.replace_input_with(node.args[1], program.weights(node, name, integers, scales, form))
@@ -100,12 +100,20 @@ def _held(weight: Node) -> Node:
     return weight
 
 
-def _form(node: Node, bits: int, shape: Sequence[int], groups: int) -> _Form:
-    """How XNNPACK computes a layer of integer weights."""
+def _form(node: Node, bits: int, shape: Sequence[int], groups: int, *, skip: bool) -> _Form:
+    """How XNNPACK computes a layer of integer weights.
+
+    Args:
+        skip: what it puts out is added to a block's output and never mended. A grid for each row of its input costs more than a
+            decibel of the whole model where its weights have 8 bits, and all other such layers together cost none; beside the
+            error of weights of 4 bits it is not seen.
+    """
     before, after, convolution = _grid_before(node), _grid_after(node), node.target is _CONVOLUTION
     if before not in (None, *_EIGHT):
         return _Form(FLOAT, why="XNNPACK has no activations of 16 bits")
     reasons = [] if before else ["XNNPACK multiplies integer weights by integers alone: each row of its input is put on a grid"]
+    if before is None and skip and bits > 4:
+        return _Form(FLOAT, why="XNNPACK multiplies integer weights by integers alone; a skip's input needs more than 8 bits")
     tokens = not convolution or _is_pointwise(node, shape)
     if tokens and bits <= 4:
         group = shape[1] // groups
