@@ -2,8 +2,6 @@
 
 from edge_sd.bundle import Bundle
 from edge_sd.errors import EdgeSDError
-from edge_sd.models.stepped import select
-from edge_sd.quantize.checkpoint import load_any
 from edge_sd.runnable import Availability, Session, packages_available
 from edge_sd.runtimes._runtime import Runtime
 
@@ -23,6 +21,8 @@ class TorchRuntime(Runtime):
 
         from edge_sd.decoder import load_decoder
         from edge_sd.export import DecoderProgram, DenoiserProgram, TemporalProgram, TorchSession
+        from edge_sd.models.stepped import select
+        from edge_sd.quantize.checkpoint import load_any
 
         if threads is not None:
             torch.set_num_threads(threads)

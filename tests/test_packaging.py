@@ -36,11 +36,15 @@ LAYERS = {
 KEPT_TO = {"typer": "edge_sd.cli", "rich": "edge_sd.cli", "matplotlib": "edge_sd.report"}
 # Package → the modules that wrap it; imported there inside functions only.
 WRAPPED_BY = {
-    "onnx": {"edge_sd.export.onnx"},
+    "onnx": {"edge_sd.export.onnx", "edge_sd.export._qdq", "edge_sd.quantize.nncf"},
     "onnxscript": {"edge_sd.export.onnx"},
-    "onnxruntime": {"edge_sd.runtimes.onnxruntime", "edge_sd.export.onnx"},  # the target asks it what ran where
+    "onnxruntime": {
+        "edge_sd.runtimes.onnxruntime",
+        "edge_sd.export.onnx",
+        "edge_sd.quantize.nncf",
+    },  # the last two ask it what ran where, and whether it runs
     "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch"},
-    "coremltools": {"edge_sd.export.coreml"},
+    "coremltools": {"edge_sd.export.coreml", "edge_sd.export._mil"},
     "diffusers": {"edge_sd.decoder"},
     "torchmetrics": set(),
     "nncf": {"edge_sd.quantize.nncf"},

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Calibration's noise is not that of anybody's samples or goldens.
 CALIBRATION_SEED = 1000
+# Large maps have many values in each image: so many positions at full resolution are enough, and so many images at least.
+POSITIONS, FEWEST_TRAJECTORIES = 16384, 16
 
 
 def quantize(
@@ -56,7 +58,9 @@ def quantize(
         typer.Option("--coverage", help="Steps to calibrate on: every, uniform (Q-Diffusion) or skew-normal (PTQ4DM)."),
     ] = "every",
     interval: Annotated[int, typer.Option("--interval", help="Of uniform coverage.", min=1)] = 2,
-    trajectories: Annotated[int, typer.Option("--trajectories", help="Images that are drawn for calibration.", min=1)] = 64,
+    trajectories: Annotated[
+        int, typer.Option("--trajectories", help="Images drawn for calibration; 0: 64 of 16×16, 16 of larger ones.", min=0)
+    ] = 0,
     calibration: Annotated[Path | None, typer.Option("--calibration", help="Use these captured inputs.")] = None,
     iterations: Annotated[
         int, typer.Option("--iterations", help="Of reconstruction, a block; 0 rounds to nearest.", min=0)
@@ -142,7 +146,7 @@ def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
         "groups": given["groups"],
         "ranges": given["ranges"],
         "calibration": {
-            "trajectories": given["trajectories"],
+            "trajectories": given["trajectories"] or max(FEWEST_TRAJECTORIES, min(64, POSITIONS // model.image_size**2)),
             "coverage": given["coverage"],
             "interval": given["interval"],
             "seed": CALIBRATION_SEED + given["seed"],
