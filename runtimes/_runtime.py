@@ -1,7 +1,6 @@
 """What a runtime is: one small class, one file each in this folder, found by its name."""
 
 from abc import ABC, abstractmethod
-
 from typing import Any
 
 import numpy as np
