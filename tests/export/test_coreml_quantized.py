@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from edge_sd.bundle import Bundle
-from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.manifest import Program
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.errors import EdgeSDError, UsageError
@@ -30,6 +29,7 @@ from edge_sd.quiet import quiet
 
 MakeCheckpoint = Callable[..., Checkpoint]
 MakeQuantized = Callable[..., QuantizedCheckpoint]
+IN_FLOAT = "middle.1.block.conv1"
 
 
 # A quantized checkpoint that nobody calibrated: what is exported is what is in it
@@ -37,7 +37,7 @@ MakeQuantized = Callable[..., QuantizedCheckpoint]
 
 @pytest.fixture(scope="session")
 def make_quantized(make_checkpoint: MakeCheckpoint) -> MakeQuantized:
-    """(bits, activations, groups of steps, changed layers) → a checkpoint whose grids differ from point to point."""
+    """Bits, groups, a layer whose weights (not its activations) stay in float → a checkpoint with a grid of its own everywhere."""
 
     def make(
         bits: int,
@@ -45,12 +45,15 @@ def make_quantized(make_checkpoint: MakeCheckpoint) -> MakeQuantized:
         *,
         programs: int = 1,
         overrides: tuple[str, ...] = (),
+        in_float: str | None = None,
         group: int | None = None,
         **changes: Any,
     ) -> QuantizedCheckpoint:
         checkpoint = make_checkpoint(**changes)
         model = checkpoint.header.model
         layers = overridden(default_layers(model, bits, activations), overrides)
+        if in_float is not None:
+            layers[in_float] = layers[in_float].model_copy(update={"bits": None})
         form = quantizable_form(checkpoint.build())
         if group is not None:
             layers = _grouped(form, layers, group)
@@ -72,9 +75,9 @@ def make_quantized(make_checkpoint: MakeCheckpoint) -> MakeQuantized:
 
 
 def _grouped(form: SpectralUNet, layers: dict[str, LayerRecipe], group: int) -> dict[str, LayerRecipe]:
-    """Groups for the 1×1 convolutions and linear layers whose input channels divide into them."""
-    shapes = {name: layer.shape for name, layer in layers_of(form).items()}
-    fits = {name for name, (_, width, *size) in shapes.items() if set(size) <= {1} and width > group and not width % group}
+    """Groups for the layers whose input channels divide into them."""
+    widths = {name: layer.shape[1] for name, layer in layers_of(form).items()}
+    fits = {name for name, width in widths.items() if width > group and not width % group}
     return {name: layer.model_copy(update={"group": group}) if name in fits else layer for name, layer in layers.items()}
 
 
@@ -85,17 +88,17 @@ def exported(checkpoint: QuantizedCheckpoint, folder: Path, system: Any, precisi
 
 @pytest.fixture(scope="session")
 def w8a8(make_quantized: MakeQuantized) -> QuantizedCheckpoint:
-    """8 bits throughout, two groups of steps; 144 tokens, so that attention's products are quantized, too."""
-    return make_quantized(8, 8, programs=2, image_size=24)
+    """8 bits but for one layer, two groups of steps; 144 tokens, so that attention's products are quantized, too."""
+    return make_quantized(8, 8, programs=2, image_size=24, in_float=IN_FLOAT)
 
 
 @pytest.fixture(scope="session")
 def w4a8(make_quantized: MakeQuantized) -> QuantizedCheckpoint:
-    """4 bits, linear layers in groups of 4 channels, two groups of steps."""
+    """4 bits in groups of 4 input channels, of convolutions and linear layers; two groups of steps."""
     return make_quantized(4, 8, programs=2, group=4, image_size=24)
 
 
-CASES = [("w8a8", "iOS17", "fp16"), ("w8a8", "iOS18", "fp32"), ("w4a8", "iOS18", "fp16"), ("w4a8", "iOS18", "fp32")]
+CASES = [("w8a8", "iOS17", "fp16"), ("w8a8", "iOS18", "fp32"), ("w4a8", "iOS18", "fp16")]
 
 
 @dataclass
@@ -244,7 +247,8 @@ def test_every_layers_integers_and_scales_are_the_checkpoints(case: Case) -> Non
 
 
 def test_some_scales_are_of_groups(w4a8: QuantizedCheckpoint) -> None:
-    assert any(layer.scales.shape[1] > 1 for layer in layers_of(w4a8.build()).values())
+    grouped = [layer.shape for layer in layers_of(w4a8.build()).values() if layer.scales.shape[1] > 1]  # type: ignore[union-attr]
+    assert {len(shape) for shape in grouped} == {2, 4}
 
 
 def canonical(package: Package, operation: Any) -> tuple[float, int]:
@@ -344,28 +348,27 @@ def test_bits_of_every_layer_with_weights_are_told(case: Case) -> None:
         for name, layer in found.items():
             asked = recipe.layers[name]
             assert (layer.weights, layer.requested) == (known[name].weights, asked.bits)
-            assert (layer.requested_activations, layer.stored) == (asked.input, asked.bits)
-            assert layer.computed == ("device" if asked.input == 8 else "float16" if case.half else "float32")
-            assert not layer.why
-            assert not layer.fell_back
+            assert layer.requested_activations == asked.input
+            real, width = ("float16", 16) if case.half else ("float32", 32)
+            if asked.bits is None:
+                assert (name, layer.stored, layer.computed, layer.why) == (IN_FLOAT, width, real, "its weights are in float")
+            else:
+                assert (layer.stored, layer.why, layer.fell_back) == (asked.bits, "", False)
+                assert layer.computed == ("device" if asked.input == 8 else real)
         if case.half:
             assert program.options["scales"].startswith("float16, off by 0.0")
         else:
             assert program.options["scales"] == "float32, exact"
 
 
-def layers_of_export(checkpoint: QuantizedCheckpoint, folder: Path, system: str = "iOS18") -> dict[str, LayerBits]:
-    return {layer.layer: layer for layer in exported(checkpoint, folder, system, "fp16").program("coreml").layers}
-
-
 def test_what_core_ml_has_no_room_for_is_said(make_quantized: MakeQuantized, tmp_path: Path) -> None:
     """3 bits are stored in 4, 6 in 8; 16-bit activations are left out, and nothing else is."""
-    checkpoint = make_quantized(6, 16, overrides=("down.0.*=3", "up.*.conv2=float", "conv_in=8"), gating=False)
+    checkpoint = make_quantized(6, 16, overrides=("down.0.*=3", "conv_in=8"), in_float=IN_FLOAT, gating=False)
     bundle = exported(checkpoint, tmp_path, "iOS18", "fp16")
     found = {layer.layer: layer for layer in bundle.program("coreml").layers}
     package = Package(bundle.path / "denoiser.mlpackage", "main")
     assert not list(package.of("quantize", "dequantize"))
-    kinds = {"wide": found["middle.0.block.conv1"], "narrow": found["down.0.block.conv1"], "float": found["up.0.block.conv2"]}
+    kinds = {"wide": found["middle.0.block.conv1"], "narrow": found["down.0.block.conv1"], "float": found[IN_FLOAT]}
     assert (kinds["wide"].stored, kinds["narrow"].stored, kinds["float"].stored) == (8, 4, 16)
     assert {layer.computed for layer in found.values()} == {"float16"}
     sixteen = "Core ML has no 16-bit activations: they are in float16"
@@ -376,48 +379,60 @@ def test_what_core_ml_has_no_room_for_is_said(make_quantized: MakeQuantized, tmp
     assert len(weights_in(package)) == sum(layer.requested is not None for layer in found.values())
 
 
-def test_float_weights_with_integer_activations_are_computed_in_float(make_quantized: MakeQuantized, tmp_path: Path) -> None:
-    checkpoint = make_quantized(8, 8, overrides=("middle.*=float",), gating=False)
-    layer = layers_of_export(checkpoint, tmp_path)["middle.0.block.conv1"]
-    assert (layer.requested, layer.stored, layer.computed, layer.why) == (None, 16, "float16", "its weights are in float")
+@dataclass
+class Given:
+    """As much of a source as its layers' bits are told by."""
+
+    state_dict: dict[str, torch.Tensor]
+    recipe: Recipe
+    name: str = "denoiser"
+
+    @property
+    def exported(self) -> "Given":
+        return self
 
 
-def test_layers_of_equal_weights_are_both_found(make_quantized: MakeQuantized, tmp_path: Path) -> None:
-    """Core ML Tools keeps one constant for both."""
-    checkpoint = make_quantized(8, 8, gating=False)
-    tensors = dict(checkpoint.tensors)
-    first, second = "middle.0.block.conv1", "middle.0.block.conv2"
-    for suffix in (".codes", ".scales"):
-        tensors[second + suffix] = tensors[first + suffix]
-    twins = QuantizedCheckpoint(checkpoint.header, tensors)
-    bundle = exported(twins, tmp_path, "iOS18", "fp16")
-    found = {layer.layer: layer for layer in bundle.program("coreml").layers}
-    assert found[first].stored == found[second].stored == 8
-    assert len(weights_in(Package(bundle.path / "denoiser.mlpackage", "main"))) == len(found) - 1
-
-
-def test_every_program_is_looked_through_for_its_weights(make_quantized: MakeQuantized, tmp_path: Path) -> None:
-    """A package whose integers or scales are others is never passed on."""
-
-    @dataclass
-    class Given:
-        state_dict: dict[str, torch.Tensor]
-
+@pytest.fixture
+def given(make_quantized: MakeQuantized) -> tuple[Any, list[str], list[Held]]:
+    """A source, its layers, and a program that holds them all."""
     checkpoint = make_quantized(8, 8, gating=False)
     form = checkpoint.build()
-    layers = {name: layer for name, layer in layers_of(form).items() if layer.grid is not None}
-    held = [Held(layer.codes.numpy().copy(), layer.scales.numpy().copy(), 8) for layer in layers.values()]  # type: ignore[union-attr]
-    source: Any = type("Source", (), {"recipe": checkpoint.header.recipe, "name": "denoiser"})()
-    source.exported = Given({f"model.{name}": value for name, value in form.state_dict().items()})
-    assert len(layer_bits(source, held, half=False)[0]) == len(layers)
-    name = list(layers)[3]
-    for change in ("codes", "scales"):
-        spoilt = list(held)
-        values = getattr(held[3], change).copy()
+    held = [Held(layer.codes.numpy().copy(), layer.scales.numpy().copy(), 8) for layer in layers_of(form).values()]  # type: ignore[union-attr]
+    state = {f"model.{name}": value.clone() for name, value in form.state_dict().items()}
+    return Given(state, checkpoint.header.recipe), list(layers_of(form)), held
+
+
+@pytest.mark.parametrize("change", ["codes", "scales", "missing"])
+def test_a_program_with_other_weights_is_never_passed_on(change: str, given: tuple[Any, list[str], list[Held]]) -> None:
+    source, names, held = given
+    found, off = layer_bits(source, held, half=False)
+    assert ([layer.layer for layer in found], off) == (names, 0.0)
+    if change == "missing":
+        del held[3]
+    else:
+        values = getattr(held[3], change)
         values.flat[-1] += values.flat[-1] * 1e-6 if change == "scales" else (1 if values.flat[-1] < 0 else -1)
-        spoilt[3] = Held(**{"codes": held[3].codes, "scales": held[3].scales, "bits": 8, change: values})
-        with pytest.raises(EdgeSDError, match=f"Core ML Tools changed the weights of {name} in the denoiser"):
-            layer_bits(source, spoilt, half=False)
+    with pytest.raises(EdgeSDError, match=f"Core ML Tools changed the weights of {names[3]} in the denoiser"):
+        layer_bits(source, held, half=False)
+
+
+def test_layers_of_equal_weights_are_told_of_by_one_constant(given: tuple[Any, list[str], list[Held]]) -> None:
+    """Core ML Tools keeps one for all of them."""
+    source, names, held = given
+    first, second = (names.index(f"middle.0.block.conv{number}") for number in (1, 2))
+    for suffix in (".codes", ".scales"):
+        source.state_dict[f"model.{names[second]}{suffix}"] = source.state_dict[f"model.{names[first]}{suffix}"]
+    del held[second]
+    assert len(layer_bits(source, held, half=False)[0]) == len(names)
+
+
+def test_scales_in_float16_may_be_off_by_its_rounding_alone(given: tuple[Any, list[str], list[Held]]) -> None:
+    source, _, held = given
+    rounded = [Held(one.codes, one.scales.astype(np.float16), one.bits) for one in held]
+    assert 0 < layer_bits(source, rounded, half=True)[1] <= 2**-11
+    rounded[0].scales.flat[0] *= 1.01
+    with pytest.raises(EdgeSDError, match="changed the weights of conv_in"):
+        layer_bits(source, rounded, half=True)
 
 
 # What is refused before anything is written
@@ -455,5 +470,7 @@ def test_4_bits_for_ios_17_are_refused_by_a_dry_run_and_by_the_export(w4a8: Quan
 
 
 def test_8_bit_weights_alone_open_on_ios_16(make_quantized: MakeQuantized, tmp_path: Path) -> None:
-    found = layers_of_export(make_quantized(8, None, gating=False), tmp_path, "iOS16")
-    assert {(layer.stored, layer.computed, layer.why) for layer in found.values()} == {(8, "float16", "")}
+    bundle = exported(make_quantized(8, None, gating=False), tmp_path, "iOS16", "fp16")
+    layers = bundle.program("coreml").layers
+    assert {(layer.stored, layer.computed, layer.why) for layer in layers} == {(8, "float16", "")}
+    assert len(weights_in(Package(bundle.path / "denoiser.mlpackage", "main"))) == len(layers)
