@@ -147,7 +147,7 @@ class _Graph:
             limit = 2**31 - 1
             name = f"{node.output[0]}.bias"
             inputs = [
-                self.add(f"{name}.codes32", np.clip(exact, -limit, limit).astype(np.int32)),
+                self.add(f"{name}.int32", np.clip(exact, -limit, limit).astype(np.int32)),
                 self.add(f"{name}.scale", scale),
                 self.add(f"{name}.zero", np.zeros(len(scale), np.int32)),
             ]
@@ -164,6 +164,10 @@ class _Graph:
         del self.graph.node[:]
         self.graph.node.extend(kept)
         read = {name for node in kept for name in node.input}
+        made = {name for node in kept for name in node.output}
+        described = [type(value).FromString(value.SerializeToString()) for value in self.graph.value_info if value.name in made]
+        del self.graph.value_info[:]  # of an initializer they would say what it was before
+        self.graph.value_info.extend(described)
         used = [tensor for tensor in self.graph.initializer if tensor.name in read]
         kept_values = [type(tensor).FromString(tensor.SerializeToString()) for tensor in used]
         del self.graph.initializer[:]
