@@ -37,7 +37,7 @@ IN_FLOAT = "middle.1.block.conv1"
 
 @pytest.fixture(scope="session")
 def make_quantized(make_checkpoint: MakeCheckpoint) -> MakeQuantized:
-    """Bits, groups, a layer whose weights (not its activations) stay in float → a checkpoint with a grid of its own everywhere."""
+    """Bits, groups, a layer whose weights (not its activations) stay in float → a checkpoint, each point on a grid of its own."""
 
     def make(
         bits: int,
