@@ -106,7 +106,7 @@ def test_a_step_without_inputs_has_its_neighbours(form: SpectralUNet, calibratio
 def test_it_tells_how_far_it_is_and_leaves_nothing_behind(form: SpectralUNet, calibration: Calibration) -> None:
     done: list[tuple[int, int]] = []
     observe(form, calibration, 6, lambda *state: done.append(state))
-    assert done == [(3 * step, 18) for step in range(1, 7)]
+    assert done == [(step, 6) for step in range(1, 7)]
     assert all(point.observe is None for point in points_of(form).values())
 
 
