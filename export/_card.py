@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 
+from edge_sd.bundle.bits import effective_bits
 from edge_sd.bundle.manifest import Program
 from edge_sd.checkpoint import CheckpointHeader, versions
 from edge_sd.diffusion import Plan
+from edge_sd.quantize.checkpoint import QuantizedHeader
 
 
 def card(
-    name: str, header: CheckpointHeader, plan: Plan, programs: Sequence[Program], image_shape: tuple[int, ...] | None
+    name: str,
+    header: CheckpointHeader | QuantizedHeader,
+    plan: Plan,
+    programs: Sequence[Program],
+    image_shape: tuple[int, ...] | None,
 ) -> str:
     """Markdown: model, plan, programs and how they are called.
 
@@ -34,7 +40,7 @@ width {model.width}, wavelet gating {"on" if model.gating else "off"}, {header.p
 * Made by `edge-sd {provenance.made_by}`, {provenance.steps} steps on {provenance.data or "data not stated"}.
 * Plan: {plan.header.solver}, {len(plan)} steps, {plan.header.spacing} spacing.
 * Weights: SHA-256 `{header.digest}`.
-
+{_bits(header, plan, programs)}
 | program | target | file | options | placement | memory |
 | --- | --- | --- | --- | --- | --- |
 {rows}
@@ -42,6 +48,23 @@ width {model.width}, wavelet gating {"on" if model.gating else "off"}, {header.p
 `denoiser` takes `sample` and a row of time features, and returns the prediction; {source}.{decoded}
 `plan.safetensors` holds the loop, `golden.safetensors` trajectories to compare with, `manifest.json` every file's hash.
 """
+
+
+def _bits(header: CheckpointHeader | QuantizedHeader, plan: Plan, programs: Sequence[Program]) -> str:
+    """Of a quantized model: bits of its weights by target, and which program is called at which steps."""
+    if not isinstance(header, QuantizedHeader):
+        return ""
+    stored = {
+        program.target: effective_bits(program.layers) for program in programs if program.name == "denoiser" and program.layers
+    }
+    lines = [f"* Quantized: {', '.join(f'{bits:.2f} bits a weight for {target}' for target, bits in stored.items())}."]
+    names = plan.header.programs
+    if len(names) > 1:
+        calls = (
+            f"`{name}` at steps {', '.join(map(str, (plan.program == index).nonzero()[0]))}" for index, name in enumerate(names)
+        )
+        lines.append(f"* Groups of steps, the plan's column `program`: {'; '.join(calls)}.")
+    return "\n".join(lines) + "\n"
 
 
 def _row(program: Program) -> str:

@@ -27,7 +27,7 @@ def quantizable_form(model: SpectralUNet) -> SpectralUNet:
     form = rewritten(form, REWRITES)
     assert isinstance(form, SpectralUNet)  # noqa: S101 (a copy of it)
     temporal = form.temporal_net
-    form.temporal_net = nn.Identity()  # the plan's business: it is never quantized
+    form.add_module("temporal_net", nn.Identity())  # the plan's business: it is never quantized
     quantizable(form)
     form.temporal_net = temporal
     return form.eval()

@@ -41,12 +41,12 @@ class WeightGrid(Record):
     @property
     def low(self) -> int:
         """The smallest integer: −2^(b−1), but −127 at 8 bits, where kernels want a symmetric range."""
-        return -127 if self.bits == 8 else -(2 ** (self.bits - 1))
+        return -127 if self.bits == 8 else -(1 << (self.bits - 1))
 
     @property
     def high(self) -> int:
         """The largest integer."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ActivationGrid:
     @property
     def high(self) -> int:
         """The largest integer; the smallest is 0."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     @property
     def range(self) -> tuple[float, float]:
@@ -144,7 +144,8 @@ def grouped(weight: Tensor, group: int | None) -> Tensor:
         return weight.flatten(1).unsqueeze(1)
     if weight.shape[1] % group:
         raise UsageError(f"{weight.shape[1]} input channels do not divide into groups of {group}", "choose a divisor")
-    return weight.unflatten(1, (-1, group)).flatten(2)
+    rows: Tensor = weight.unflatten(1, (-1, group)).flatten(2)
+    return rows
 
 
 def weight_scales(weight: Tensor, grid: WeightGrid) -> Tensor:

@@ -82,5 +82,5 @@ def partition(cost: NDArray[np.float64], groups: int) -> tuple[list[int], float]
 
 
 def knee(errors: Sequence[float]) -> int:
-    """How many groups are worth it, from the error with 1, 2, … groups: the fewest that come within a tenth of the least error."""
+    """How many groups are worth it, from the error with 1, 2, … groups: the fewest within a tenth of the least error."""
     return next(groups for groups, error in enumerate(errors, 1) if error <= (1 + WORTH_A_GROUP) * min(errors))

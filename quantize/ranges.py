@@ -80,7 +80,7 @@ def observe(
         for row in calibration.covered:
             here = meters[row] = {name: _Meter() for name in points}
             for name, point in points.items():
-                point.observe = lambda x, meter=here[name]: meter.add(x, generator)  # type: ignore[misc]
+                point.observe = lambda x, meter=here[name]: meter.add(x, generator)
             chosen = np.flatnonzero(calibration.rows == row)[:most]
             for start in range(0, len(chosen), _BATCH):
                 some = chosen[start : start + _BATCH]

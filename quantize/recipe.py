@@ -148,7 +148,7 @@ def load_recipe(path: Path) -> Recipe:
         UsageError: it is not YAML, or no recipe; the first fault is named.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EdgeSDError(f"cannot read {path}: {error.strerror or error}", "check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

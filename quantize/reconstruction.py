@@ -87,8 +87,7 @@ class _Walks:
     def stacked(self) -> list[Tensor | None]:
         """The part's inputs over all batches, (n, …) each."""
         return [
-            None if values[0] is None else torch.cat(values)  # type: ignore[arg-type]
-            for values in zip(*(unit.inputs for unit in self.units), strict=True)
+            None if values[0] is None else torch.cat(values) for values in zip(*(unit.inputs for unit in self.units), strict=True)
         ]
 
 

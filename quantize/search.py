@@ -77,7 +77,7 @@ def sensitivities(
                 grid = WeightGrid(bits=bits, group=recipe.layers[name].group, method=recipe.layers[name].scales)
                 scales = weight_scales(layer.weight, grid)
                 weight = restored_weight(rounded_weight(layer.weight, scales, grid), scales)
-                layer.soft = lambda weight=weight: weight  # type: ignore[misc]
+                layer.soft = lambda weight=weight: weight
                 error = (form.denoise(x, features) - expected).double().square().mean().item()
                 found[name][bits] = error / max(power, 1e-300)
             layer.soft = None

@@ -39,7 +39,7 @@ def quantize(
         list[str] | None, typer.Option("--layer", help="PATTERN=BITS or PATTERN=float, for instance 'up.7.*=8'. Several times.")
     ] = None,
     group: Annotated[
-        int | None, typer.Option("--group", help="Input channels that share a scale; all by default.", min=1)
+        int | None, typer.Option("--group", help="Input channels that share a scale; all by default.", min=2)
     ] = None,
     budget: Annotated[
         str, typer.Option("--budget", help="'sqnr>=20dB', 'size<=3MB' or 'latency<=0.6x': choose the bits of each layer.")

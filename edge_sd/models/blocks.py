@@ -59,7 +59,7 @@ class ResBlock(nn.Module):
         self.norm2 = group_norm(groups, out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.skip: nn.Module = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, row: Tensor) -> Tensor:
         """x: (B, C, H, W); row: (B, feature_width, 1, 1), this block's time features. Returns (B, out, H', W')."""

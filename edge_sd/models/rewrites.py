@@ -36,8 +36,10 @@ class Attend(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for place in self.PLACES:
-            self.add_module(place, nn.Identity())
+        self.queries: nn.Module = nn.Identity()
+        self.keys: nn.Module = nn.Identity()
+        self.values: nn.Module = nn.Identity()
+        self.probabilities: nn.Module = nn.Identity()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens = q.shape[1]
@@ -161,7 +163,8 @@ class SplitConv(nn.Module):
 
 
 def _split_skip(block: ResBlock) -> ResBlock:
-    block.skip = SplitConv(block.skip, block.joined)  # type: ignore[arg-type]
+    assert isinstance(block.skip, nn.Conv2d)  # noqa: S101 (`_has_joined_skip`)
+    block.skip = SplitConv(block.skip, block.joined)
     return block
 
 
@@ -274,12 +277,13 @@ class ButterflyWaveletUp(nn.Module):
         C, bands = source.expand.in_channels, len(SUBBANDS)
         weight = source.expand.weight.detach().view(C, bands, C, 1, 1) / 2  # Haar's taps are ±1/2
         bias = source.expand.bias.detach().view(C, bands) / 2  # type: ignore[union-attr]
-        self.expand = nn.ModuleList(nn.Conv2d(C, C, 1) for _ in range(bands))
-        for band, layer in enumerate(self.expand):
+        layers = [nn.Conv2d(C, C, 1) for _ in range(bands)]
+        self.expand: nn.Module = nn.ModuleList(layers)
+        for band, layer in enumerate(layers):
             layer.weight, layer.bias = _constant(weight[:, band]), _constant(bias[:, band])
 
     def forward(self, x: Tensor) -> Tensor:
-        ll, lh, hl, hh = (gate * layer(x) for gate, layer in zip(self.gate(x), self.expand, strict=True))
+        ll, lh, hl, hh = (gate * layer(x) for gate, layer in zip(self.gate(x), self.expand.children(), strict=True))
         # LH is high pass along the height: it changes sign between the upper and the lower row.
         upper_l, upper_h, lower_l, lower_h = ll + lh, hl + hh, ll - lh, hl - hh
         return self._interleave(upper_l + upper_h, upper_l - upper_h, lower_l + lower_h, lower_l - lower_h)
@@ -302,9 +306,10 @@ class JoinedWaveletUp(ButterflyWaveletUp):
         super().__init__(source)
         C, bands = source.expand.in_channels, len(SUBBANDS)
         joined = nn.Conv2d(C, bands * C, 1)
-        joined.weight = _constant(torch.cat([layer.weight for layer in self.expand]))  # type: ignore[misc]
-        joined.bias = _constant(torch.cat([layer.bias for layer in self.expand]))  # type: ignore[misc]
-        self.expand: nn.Module = joined
+        joined.weight, joined.bias = (
+            _constant(torch.cat([part.get_parameter(name) for part in self.expand.children()])) for name in ("weight", "bias")
+        )
+        self.expand = joined
 
     def forward(self, x: Tensor) -> Tensor:
         subbands = self.expand(x) * torch.cat(self.gate(x), dim=1)
