@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/export.py
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/training.py latent16
+	$(BIN)/python tests/benchmarks/quantization.py -o out/quantization
 
 wheel: install
 	rm -rf build

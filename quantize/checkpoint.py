@@ -109,17 +109,18 @@ class QuantizedCheckpoint:
         form.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
         return form.eval()
 
-    def plan_for(self, solver: str, steps: int, spacing: str | None = None) -> Plan:
+    def plan_for(self, solver: str, steps: int, spacing: str | None = None, eta: float = 0.0) -> Plan:
         """A plan whose column `program` calls each group's program.
 
         Raises:
             UsageError: the model has several groups, and they are of another plan's steps.
         """
         recipe = self.header.recipe
-        plan = compile_plan(self.header.noise_schedule, steps, solver=solver, prediction=self.header.prediction, spacing=spacing)
+        header = self.header
+        plan = compile_plan(header.noise_schedule, steps, solver=solver, prediction=header.prediction, spacing=spacing, eta=eta)
         if len(recipe.starts) <= 1:
             return plan
-        if (recipe.solver, recipe.steps, recipe.spacing) != (solver, steps, spacing):
+        if (recipe.solver, recipe.steps, recipe.spacing) != (solver, steps, spacing) or eta:
             raise UsageError(
                 f"the model was quantized for {recipe.steps} steps of {recipe.solver}, in groups with ranges of their own",
                 f"--solver {recipe.solver} --steps {recipe.steps}, or quantize it for another plan",

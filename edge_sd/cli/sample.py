@@ -85,10 +85,12 @@ def _from_checkpoint(
 
     model = open_any(path)
     header = model.checkpoint.header
-    choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
     if isinstance(model.checkpoint, QuantizedCheckpoint):
-        plan = model.checkpoint.plan_for(**choice)  # type: ignore[arg-type]
+        recipe = model.checkpoint.header.recipe
+        own = {"solver": recipe.solver, "steps": recipe.steps, "spacing": recipe.spacing}
+        plan = model.checkpoint.plan_for(**(plan_choice or own))  # type: ignore[arg-type]
     else:
+        choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
         plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
     if threads is not None:
         torch.set_num_threads(threads)
