@@ -125,7 +125,8 @@ def quantize(
         if bits
         else [0.0]
     )
-    starts = recipe.starts or tuple(cuts[(recipe.groups or knee(errors)) - 1] if bits else cuts[0])
+    chosen = cuts[knee(errors) - 1] if recipe.groups == 0 or not bits else partition(cost, recipe.groups)[0]
+    starts = recipe.starts or tuple(chosen)
     if starts[0] != 0 or list(starts) != sorted(set(starts)) or starts[-1] >= len(plan):
         raise UsageError(f"steps cannot be cut at {list(starts)}", f"ascending, from 0, below {len(plan)}")
     recipe = recipe.model_copy(update={"starts": starts})

@@ -120,7 +120,11 @@ class Quantizing:
             self._quantize(budget)
             self.stages.keep("quantize", settings, inputs, outputs, time.monotonic() - began)
         if request.export.targets:
-            exported = {"targets": request.export.targets, "options": request.export.options.model_dump(mode="json")}
+            exported = {
+                "targets": request.export.targets,
+                "options": request.export.options.model_dump(mode="json"),
+                "strict": request.export.strict_bits,
+            }
             self.stages.run("export", exported, {"model": hash_of(self.out / MODEL)}, [self.bundle], self._export)
         return read_model(QuantizationReport, self.out / REPORT)
 
