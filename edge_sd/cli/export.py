@@ -85,10 +85,12 @@ def export(
     model = open_any(checkpoint, decoder)
     decoding, quantized_for = model.decoder, model.checkpoint.header
     recipe = quantized_for.recipe if isinstance(quantized_for, QuantizedHeader) else None
+    own = ("dpmpp", 20, None) if recipe is None else (recipe.solver, recipe.steps, recipe.spacing)
+    solver, spacing = solver or own[0], spacing or own[2]
+    steps = own[1] if steps is None else steps
     request = ExportRequest(
-        targets=tuple(target), options=target_options, solver=solver or (recipe.solver if recipe else "dpmpp"),
-        steps=steps or (recipe.steps if recipe else 20), spacing=spacing or (recipe.spacing if recipe else None), seed=seed,
-        goldens=goldens, temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
+        targets=tuple(target), options=target_options, solver=solver, steps=steps, spacing=spacing, seed=seed, goldens=goldens,
+        temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
         ram_budget=None if ram_budget is None else parse_size(ram_budget),
     )  # fmt: skip
     if dry_run:
