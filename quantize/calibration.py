@@ -40,7 +40,7 @@ class CalibrationRequest(Record):
         seed: of the noise, and of skew-normal steps.
     """
 
-    trajectories: int = Field(default=16, ge=1)
+    trajectories: int = Field(default=128, ge=1)
     coverage: Coverage = "every"
     interval: int = Field(default=2, ge=1)
     seed: int = Field(default=1000, ge=0)  # not that of anybody's samples or goldens

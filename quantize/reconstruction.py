@@ -41,7 +41,7 @@ class ReconstructionSettings(Record):
 
     iterations: int = Field(default=400, ge=0)
     batch_size: int = Field(default=0, ge=0)
-    inputs: int = Field(default=1024, ge=1)
+    inputs: int = Field(default=2048, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     float_learning_rate: float = Field(default=1e-3, ge=0)
     round_weight: float = Field(default=0.1, ge=0)

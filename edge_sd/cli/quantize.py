@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Calibration's noise is not that of anybody's samples or goldens.
 CALIBRATION_SEED = 1000
 # Large maps have many values in each image: so many positions at full resolution are enough, and so many images at least.
-POSITIONS, FEWEST_TRAJECTORIES = 16384, 16
+POSITIONS, MOST_TRAJECTORIES, FEWEST_TRAJECTORIES = 32768, 128, 16
 
 
 def quantize(
@@ -59,7 +59,7 @@ def quantize(
     ] = "every",
     interval: Annotated[int, typer.Option("--interval", help="Of uniform coverage.", min=1)] = 2,
     trajectories: Annotated[
-        int, typer.Option("--trajectories", help="Images drawn for calibration; 0: 64 of 16×16, 16 of larger ones.", min=0)
+        int, typer.Option("--trajectories", help="Images drawn for calibration; 0: 128 of 16×16, 16 of large ones.", min=0)
     ] = 0,
     calibration: Annotated[Path | None, typer.Option("--calibration", help="Use these captured inputs.")] = None,
     iterations: Annotated[
@@ -146,7 +146,8 @@ def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
         "groups": given["groups"],
         "ranges": given["ranges"],
         "calibration": {
-            "trajectories": given["trajectories"] or max(FEWEST_TRAJECTORIES, min(64, POSITIONS // model.image_size**2)),
+            "trajectories": given["trajectories"]
+            or max(FEWEST_TRAJECTORIES, min(MOST_TRAJECTORIES, POSITIONS // model.image_size**2)),
             "coverage": given["coverage"],
             "interval": given["interval"],
             "seed": CALIBRATION_SEED + given["seed"],
