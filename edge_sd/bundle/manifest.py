@@ -60,7 +60,7 @@ class Program(Record):
 class Manifest(Record):
     """manifest.json."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Literal["bundle"] = "bundle"
     name: str
     model: ModelConfig

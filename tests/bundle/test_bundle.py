@@ -200,11 +200,11 @@ def test_a_program_in_a_file_that_is_not_listed(copied: Path) -> None:
         open_bundle(copied)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(3, "newer edge-sd: pip install --upgrade edge-sd"), (1, "make it again")])
+@pytest.mark.parametrize(("version", "remedy"), [(4, "newer edge-sd: pip install --upgrade edge-sd"), (2, "make it again")])
 def test_another_schema_is_refused_with_a_hint(version: int, remedy: str, copied: Path) -> None:
     """Even where its fields are not those of today: that is the point of the number."""
     edit(copied, lambda manifest: (manifest.update(schema_version=version, novelty=[]), manifest.pop("contracts")))
-    complaint = rf"manifest\.json has schema version {version}, this edge-sd reads version 2 .try: .*{remedy}"
+    complaint = rf"manifest\.json has schema version {version}, this edge-sd reads version 3 .try: .*{remedy}"
     with pytest.raises(EdgeSDError, match=complaint):
         open_bundle(copied)
 

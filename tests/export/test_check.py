@@ -82,7 +82,10 @@ def test_a_dry_run_over_an_existing_bundle_leaves_it(checkpoint: Checkpoint, tmp
 
 
 def test_the_weights_of_the_forecast_are_those_of_the_denoiser(checks: list[Check], checkpoint: Checkpoint) -> None:
-    """Without time layers, and without what folding removes (keys' and values' biases, each norm's γ and β in attention)."""
+    """Without time layers, and without what folding removes (keys' and values' biases, each norm's γ and β in attention).
+
+    In ONNX a norm's affine map is a batch norm, which has a mean and a variance beside γ and β.
+    """
     weights = {name: value.size for name, value in checkpoint.weights.items() if not name.startswith("temporal_net")}
     folded = sum(
         (size // 3) * 2 if name.endswith("qkv.bias") else size
@@ -91,8 +94,10 @@ def test_the_weights_of_the_forecast_are_those_of_the_denoiser(checks: list[Chec
     )
     assert folded > 0
     found = {check.target: check.memory["denoiser"].weights_bytes for check in checks}
-    assert found["onnx"] == 4 * (sum(weights.values()) - folded)
-    assert found["executorch"] >= found["onnx"]  # and a constant matrix a norm
+    statistics = sum(2 * size for name, size in weights.items() if re.search(r"(block\.norm\d|norm_out)\.weight$", name))
+    assert found["coreml"] == 4 * (sum(weights.values()) - folded) // 2  # in float16
+    assert found["onnx"] == 4 * (sum(weights.values()) - folded + statistics)
+    assert found["executorch"] >= 2 * found["coreml"]  # and a constant matrix a norm
 
 
 # Refusals

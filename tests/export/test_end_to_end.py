@@ -211,11 +211,11 @@ def test_a_contract_inside_the_program_that_is_not_the_manifests(damaged: Path) 
     find_runtime("torch").load(bundle)
 
 
-@pytest.mark.parametrize("version", [3, 99])
+@pytest.mark.parametrize("version", [4, 99])
 def test_a_manifest_of_a_newer_version(version: int, damaged: Path) -> None:
     manifest = json.loads((damaged / MANIFEST).read_text())
     (damaged / MANIFEST).write_text(json.dumps({**manifest, "schema_version": version, "unheard_of": []}))
-    with pytest.raises(EdgeSDError, match=rf"has schema version {version}, this edge-sd reads version 2") as refused:
+    with pytest.raises(EdgeSDError, match=rf"has schema version {version}, this edge-sd reads version 3") as refused:
         open_bundle(damaged)
     assert "newer edge-sd" in refused.value.hint
 
@@ -223,7 +223,7 @@ def test_a_manifest_of_a_newer_version(version: int, damaged: Path) -> None:
 def test_a_manifest_of_an_older_version(damaged: Path) -> None:
     manifest = json.loads((damaged / MANIFEST).read_text())
     (damaged / MANIFEST).write_text(json.dumps({**manifest, "schema_version": 1}))
-    with pytest.raises(EdgeSDError, match="has schema version 1, this edge-sd reads version 2") as refused:
+    with pytest.raises(EdgeSDError, match="has schema version 1, this edge-sd reads version 3") as refused:
         open_bundle(damaged)
     assert "again" in refused.value.hint
 
