@@ -95,15 +95,21 @@ def activation_grid(low: float, high: float, bits: int) -> ActivationGrid:
         raise UsageError(f"{low} … {high} is no range of activations", "look for non-finite values in the calibration inputs")
     low, high = min(low, 0.0), max(high, 0.0)
     levels = 2**bits - 1
-    scale = float(np.float32((high - low) / levels)) or 1.0  # as files keep it; a tensor that is always 0 is exact on any grid
+    scale = _stored((high - low) / levels)
     return ActivationGrid(bits, scale, min(round(-low / scale), levels))
 
 
 def symmetric_grid(low: float, high: float, bits: int) -> ActivationGrid:
     """The grid that spans low … high, and as much on 0's other side; its zero_point is the middle."""
-    found = activation_grid(low, high, bits)
+    activation_grid(low, high, bits)  # refuses what is no range
     middle = 2 ** (bits - 1)
-    return ActivationGrid(bits, float(np.float32(max(-low, high) / (middle - 1))) or found.scale, middle)
+    return ActivationGrid(bits, _stored(max(-low, high) / (middle - 1)), middle)
+
+
+def _stored(scale: float) -> float:
+    """A scale as files keep it, float32; 1 for a tensor that is always 0, or so near that float32 has no digits left."""
+    stored = float(np.float32(scale))
+    return stored if stored >= float(np.finfo(np.float32).tiny) else 1.0
 
 
 def search_activation_grid(x: Tensor, bits: int, method: RangeMethod, *, symmetric: bool = False) -> ActivationGrid:
