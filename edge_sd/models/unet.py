@@ -7,7 +7,7 @@
 from collections.abc import Callable, Generator
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple, TypedDict, cast
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -193,25 +193,47 @@ class SpectralUNet(nn.Module):
 
     def denoise_with_taps(self, x: Tensor, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """`denoise`, and the last feature map at each resolution: {"encoder 32", …, "middle", "decoder 32", …} → (B, c, h, w)."""
-        units, taps, part = self.walk(x, features), dict[str, Tensor](), ""
-        out: Tensor | None = None
-        try:
-            while True:
-                unit = units.send(out) if out is not None else next(units)
-                out = cast(Tensor, unit.module(*unit.inputs))
-                part = unit.name.partition(".")[0]
-                if part == "middle":
-                    taps["middle"] = out
-                elif isinstance(unit.module, UNetLayer):
-                    taps[f"{'encoder' if part == 'down' else 'decoder'} {out.shape[-1]}"] = out
-        except StopIteration as end:
-            return cast(Tensor, end.value), taps
+        give = self._conditions(x, features)
+        h = x
+        skips: list[Tensor] = []
+        taps: dict[str, Tensor] = {}
+        for name, module, skip in self._parts():
+            h = module(*give(module, torch.cat([h, skips.pop()], dim=1) if skip == "taken" else h))
+            if skip == "left":
+                skips.append(h)
+            if name.startswith("middle"):
+                taps["middle"] = h
+            elif isinstance(module, UNetLayer):
+                taps[f"{'encoder' if name.startswith('down') else 'decoder'} {h.shape[-1]}"] = h
+        return self.conv_out(F.silu(self.norm_out(h))), taps
 
     def walk(self, x: Tensor, features: Tensor) -> Generator[Unit, Tensor, Tensor]:
         """`denoise`, part by part: yields each before it is called, is sent what the caller makes of it, returns the prediction.
 
         The caller may call it, look at it, or call another in its place: calibration and reconstruction go through a model so.
         """
+        give = self._conditions(x, features)
+        h = x
+        skips: list[Tensor] = []
+        for name, module, skip in self._parts():
+            h = yield Unit(name, module, give(module, torch.cat([h, skips.pop()], dim=1) if skip == "taken" else h))
+            if skip == "left":
+                skips.append(h)
+        return (yield Unit("conv_out", self.conv_out, (F.silu(self.norm_out(h)),)))
+
+    def _parts(self) -> list[tuple[str, nn.Module, Literal["left", "taken", ""]]]:
+        """All but the last convolution: name, module, and whether a skip is left behind it or taken up before it."""
+        parts: list[tuple[str, nn.Module, Literal["left", "taken", ""]]] = [("conv_in", self.conv_in, "left")]
+        for index, module in enumerate(self.down):
+            parts.append((f"down.{index}", module, "left"))
+        for index, module in enumerate(self.middle):
+            parts.append((f"middle.{index}", module, ""))
+        for index, module in enumerate(self.up):
+            parts.append((f"up.{index}", module, "taken" if isinstance(module, UNetLayer) else ""))
+        return parts
+
+    def _conditions(self, x: Tensor, features: Tensor) -> Callable[[nn.Module, Tensor], tuple[Tensor | None, ...]]:
+        """What turns a part and its feature map into its arguments: the part's own row of features, the context."""
         config = self.config
         if x.shape[-2] % 2 ** (config.levels - 1) or x.shape[-1] % 2 ** (config.levels - 1):
             raise UsageError(
@@ -220,32 +242,21 @@ class SpectralUNet(nn.Module):
             )
         ends = tuple(accumulate(self._rows))  # slices and not one split: a form that every delegate takes
         columns = features[:, :, None, None]  # once, for all blocks
-        rows = (columns[:, end - width : end] for end, width in zip(ends, self._rows, strict=True))
+        rows = iter([columns[:, end - width : end] for end, width in zip(ends, self._rows, strict=True)])
         context = None
         if config.context_dim is not None:
             context = features[:, ends[-1] :].unflatten(1, (config.context_tokens, config.context_dim))
 
-        def unit(name: str, module: nn.Module, h: Tensor) -> Unit:
+        def arguments(module: nn.Module, h: Tensor) -> tuple[Tensor | None, ...]:
             if isinstance(module, UNetLayer):
-                return Unit(name, module, (h, next(rows), context))
-            return Unit(name, module, (h, next(rows)) if isinstance(module, ResBlock) else (h,))
+                return h, next(rows), context
+            return (h, next(rows)) if isinstance(module, ResBlock) else (h,)
 
-        h = yield unit("conv_in", self.conv_in, x)
-        skips = [h]
-        for index, module in enumerate(self.down):
-            h = yield unit(f"down.{index}", module, h)
-            skips.append(h)
-        for index, module in enumerate(self.middle):
-            h = yield unit(f"middle.{index}", module, h)
-        for index, module in enumerate(self.up):
-            joined = torch.cat([h, skips.pop()], dim=1) if isinstance(module, UNetLayer) else h
-            h = yield unit(f"up.{index}", module, joined)
-        return (yield unit("conv_out", self.conv_out, F.silu(self.norm_out(h))))
+        return arguments
 
     def unit_names(self) -> list[str]:
         """The parts that `walk` yields, in their order."""
-        lists = {"down": self.down, "middle": self.middle, "up": self.up}
-        return ["conv_in", *(f"{part}.{index}" for part, modules in lists.items() for index in range(len(modules))), "conv_out"]
+        return [*(name for name, _, _ in self._parts()), "conv_out"]
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), t (B,) → the prediction, (B, out_channels, H, W)."""
