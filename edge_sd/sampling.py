@@ -60,7 +60,8 @@ def sample_model(
             return torch.from_numpy(gaussian_batch(seed, indices, row, model.config.sample_shape)).to(device)
 
         def program(x: torch.Tensor, row: int, start: int = start) -> torch.Tensor:
-            select(model, int(plan.program[row]))
+            if len(plan.header.programs) > 1:
+                select(model, int(plan.program[row]))
             e = model.denoise(x, features[row].expand(len(x), -1))
             observe(start // batch_size * len(plan) + row + 1, len(starts) * len(plan))
             return e

@@ -46,6 +46,7 @@ class TorchSession(Session):
 
     def __init__(self, program: nn.Module, shape: tuple[int, ...]) -> None:
         self.program, self.sample_shape = program.eval(), shape
+        self._selected: int | None = None
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -53,7 +54,9 @@ class TorchSession(Session):
         return out
 
     def select(self, program: int) -> None:
-        select(self.program, program)
+        if program != self._selected:
+            self._selected = program
+            select(self.program, program)
 
 
 @dataclass(frozen=True)

@@ -45,14 +45,9 @@ def finish(model: Any, recipe: Recipe) -> None:
         elif layer.bits is not None and layer.bits <= 4:
             graph.widen(node)
         if layer.bits is not None and layer.bits <= 4:
-            graph.narrow(node_codes(node))
+            graph.narrow(node.input[0])
     graph.integer_biases()
     graph.replace()
-
-
-def node_codes(node: Any) -> str:
-    """Name of the integers that a dequantizing node restores."""
-    return str(node.input[0])
 
 
 def weights_of(model: Any) -> dict[str, Any]:

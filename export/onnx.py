@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_sd.bundle.bits import LayerBits
 from edge_sd.bundle.contract import METADATA_KEY, Contract
+from edge_sd.bundle.manifest import LAYOUT, NCHW
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
 from edge_sd.export._qdq import finish, integer_layers, least_opset, save_shared, stored_bits
@@ -24,8 +25,8 @@ from edge_sd.runnable import Availability, packages_available
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23
 _PROFILED_CALLS, _SHOWN_OPERATORS = 4, 8
-# What `Program.options` calls the layout in which a runtime leaves maps, and up to which size that pays (measured).
-NCHW, _SMALL_MAP = "nchw", 32
+# Up to which size it pays to leave maps of integers as they are (measured).
+_SMALL_MAP = 32
 
 
 class OnnxTarget(Target):
@@ -125,7 +126,7 @@ def _opset(source: Source, options: TargetOptions) -> int:
 def _layout(source: Source) -> dict[str, str]:
     """Of a quantized program on small maps: integer convolutions stay as they are, for there turning maps over takes longer."""
     small = source.contract.inputs[0].shape[-1] <= _SMALL_MAP
-    return {"layout": NCHW} if source.recipe is not None and small else {}
+    return {LAYOUT: NCHW} if source.recipe is not None and small else {}
 
 
 def _convert(source: Source, opset: int) -> Any:

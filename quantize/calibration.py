@@ -6,7 +6,7 @@ drawn from a skew-normal distribution that leans towards the image (PTQ4DM, 2211
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,16 @@ Coverage = Literal["every", "uniform", "skew-normal"]
 # PTQ4DM leans towards x_0; these put the mode at four fifths of the way, a spread of a third of it (our reading: METHODS 15).
 _SKEW_MEAN, _SKEW_SPREAD, _SKEW_SHAPE = 0.9, 0.35, -2.0
 _BATCH = 16
+# Not that of anybody's samples or goldens.
+SEED = 1000
+MOST_TRAJECTORIES = 128
+# Large maps have many values in each image: so many positions at full resolution are enough, and so many images at least.
+_POSITIONS, _FEWEST_TRAJECTORIES = 32768, 16
+
+
+def enough_trajectories(image_size: int) -> int:
+    """How many images to draw for samples of a height and width."""
+    return max(_FEWEST_TRAJECTORIES, min(MOST_TRAJECTORIES, _POSITIONS // image_size**2))
 
 
 class CalibrationRequest(Record):
@@ -40,10 +50,10 @@ class CalibrationRequest(Record):
         seed: of the noise, and of skew-normal steps.
     """
 
-    trajectories: int = Field(default=128, ge=1)
+    trajectories: int = Field(default=MOST_TRAJECTORIES, ge=1)
     coverage: Coverage = "every"
     interval: int = Field(default=2, ge=1)
-    seed: int = Field(default=1000, ge=0)  # not that of anybody's samples or goldens
+    seed: int = Field(default=SEED, ge=0)
 
 
 class CalibrationHeader(Record):
@@ -79,6 +89,11 @@ class Calibration:
     def covered(self) -> list[int]:
         """The steps that there are inputs of."""
         return sorted(set(self.rows.tolist()))
+
+    def spread(self, inputs: int) -> "Calibration":
+        """At most so many of them, evenly over the steps."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(inputs, len(self))).round().astype(np.int64))
+        return replace(self, samples=self.samples[chosen], rows=self.rows[chosen], features=self.features[chosen])
 
     def save(self, path: Path) -> None:
         """Write it as safetensors."""

@@ -5,6 +5,7 @@ A layer holds integers and scales; an activation's `Point` puts it on a grid and
 Until it is quantized a layer computes with its float weights and a point lets everything through.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers the operators)
 
+from edge_sd.models.attention_forms import Attend, TokenSelfAttention
 from edge_sd.models.blocks import ConvDown
-from edge_sd.models.rewrites import Attend, TokenSelfAttention
 from edge_sd.models.stepped import Stepped
 from edge_sd.quantize.grid import ActivationGrid, WeightGrid
 
@@ -70,7 +71,7 @@ class Point(Stepped):
         return (inside + (inside.round() - inside).detach() - zero) * scale
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """A convolution or a linear layer whose weights are integers times a scale.
 
     Attributes:
@@ -134,9 +135,9 @@ class QuantizedLayer(nn.Module):
         )
         return flat.view(codes.shape)
 
+    @abstractmethod
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer itself."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.output(self.compute(self.input(x), self.weights()))
@@ -183,11 +184,6 @@ def quantizable(module: nn.Module) -> nn.Module:
         if isinstance(parent, TokenSelfAttention):
             parent.k.input = parent.v.input = parent.q.input  # one tensor, one grid
     return module
-
-
-def attends_of(module: nn.Module) -> dict[str, Attend]:
-    """Every product of queries, keys and values by name, in the order of the program."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, Attend)}
 
 
 def layers_of(module: nn.Module) -> dict[str, QuantizedLayer]:

@@ -125,9 +125,8 @@ def group_errors(
         cuts: the steps with which groups begin.
     """
     points, steps = points_of(form), len(observed.ranges.low)
-    chosen = np.unique(np.linspace(0, len(calibration) - 1, min(_JUDGED, len(calibration))).round().astype(int))
-    x, features = torch.from_numpy(calibration.samples[chosen]), torch.from_numpy(calibration.features[chosen])
-    rows = calibration.rows[chosen].tolist()
+    judged = calibration.spread(_JUDGED)
+    x, features, rows = torch.from_numpy(judged.samples), torch.from_numpy(judged.features), judged.rows.tolist()
     errors = []
     with torch.no_grad():
         exact = [form.denoise(x[[n]], features[[n]]) for n in range(len(rows))]

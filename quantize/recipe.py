@@ -22,8 +22,8 @@ from pydantic import Field
 
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import write_text
+from edge_sd.models.attention_forms import Attend
 from edge_sd.models.config import ModelConfig
-from edge_sd.models.rewrites import Attend
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.calibration import CalibrationRequest
 from edge_sd.quantize.form import FEW_TOKENS, attention_tokens, quantizable_form
@@ -164,13 +164,18 @@ class Layer:
 
     Attributes:
         kind: of which it is.
-        weights: how many numbers.
+        shape: of its weights, (O, I, …); empty for products.
         tokens: of the attention that it is part of; 0 elsewhere.
     """
 
     kind: Literal["convolution", "linear", "products"]
-    weights: int = 0
+    shape: tuple[int, ...] = ()
     tokens: int = 0
+
+    @property
+    def weights(self) -> int:
+        """How many numbers."""
+        return math.prod(self.shape) if self.shape else 0
 
 
 @lru_cache
@@ -183,7 +188,7 @@ def described(model: ModelConfig) -> dict[str, Layer]:
         tokens = attention.get(name.rpartition(".")[0], 0)
         if isinstance(part, QuantizedLayer):
             kind: Literal["convolution", "linear"] = "convolution" if isinstance(part, QuantizedConv) else "linear"
-            found[name] = Layer(kind, math.prod(part.shape), tokens)
+            found[name] = Layer(kind, part.shape, tokens)
         elif isinstance(part, Attend):
             found[name] = Layer("products", tokens=tokens)
     return found

@@ -5,7 +5,7 @@ block, each on its own model's input. A block is a residual block with its atten
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,7 @@ class BlockResult:
 class _Walks:
     """A model walked through part by part, for all calibration inputs at once, in batches."""
 
-    def __init__(self, model: SpectralUNet, samples: list[Tensor], features: list[Tensor]) -> None:
+    def __init__(self, model: SpectralUNet, samples: Sequence[Tensor], features: Sequence[Tensor]) -> None:
         self._walks: list[Generator[Unit, Tensor, Tensor]] = [
             model.walk(x, rows) for x, rows in zip(samples, features, strict=True)
         ]
@@ -114,14 +114,12 @@ def reconstruct(
         save: called with each new result.
         progress: called with (block, iterations done in it, iterations in it).
     """
-    torch.manual_seed(settings.seed)
-    chosen = _spread(calibration, min(settings.inputs, affordable_inputs(form)))
+    chosen = calibration.spread(min(settings.inputs, affordable_inputs(form)))
     batch_size = settings.batch_size or max(_FEWEST, _POSITIONS // form.config.image_size**2)
     settings = settings.model_copy(update={"batch_size": batch_size})
-    batches = [chosen[start : start + _FORWARD_BATCH] for start in range(0, len(chosen), _FORWARD_BATCH)]
-    samples = [torch.from_numpy(calibration.samples[some]) for some in batches]
-    features = [torch.from_numpy(calibration.features[some]) for some in batches]
-    of_samples = [torch.from_numpy(programs[calibration.rows[some]]) for some in batches]
+    samples, features, of_samples = (
+        torch.from_numpy(values).split(_FORWARD_BATCH) for values in (chosen.samples, chosen.features, programs[chosen.rows])
+    )
     exact, rounded, names = _Walks(model, samples, features), _Walks(form, samples, features), layers_of(form)
     by_layer = {layer: name for name, layer in names.items()}
     results = []
@@ -131,9 +129,9 @@ def reconstruct(
         layers = {by_layer[part]: part for part in unit.module.modules() if isinstance(part, QuantizedLayer)}
         layers = {name: layer for name, layer in layers.items() if name in grids}
         if layers:
-            block = _Block(unit, layers, rounded.stacked(), torch.cat(targets), torch.cat(of_samples))
             result = load(unit.name)
             if result is None:
+                block = _Block(unit, layers, rounded.stacked(), torch.cat(targets), torch.cat(of_samples))
                 result = _quantized(block, grids, settings, progress)
                 save(result)
             for name, layer in layers.items():
@@ -165,11 +163,6 @@ class _Block:
     inputs: list[Tensor | None]
     targets: Tensor
     programs: Tensor
-
-
-def _spread(calibration: Calibration, inputs: int) -> np.ndarray:
-    """Indices of at most `inputs` calibration inputs, spread evenly over the steps."""
-    return np.unique(np.linspace(0, len(calibration) - 1, min(inputs, len(calibration))).round().astype(np.int64))
 
 
 def affordable_inputs(form: SpectralUNet) -> int:

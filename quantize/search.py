@@ -50,9 +50,9 @@ def parse_budget(text: str) -> Budget:
     raise UsageError(f"{text!r} is no budget", "sqnr>=20dB, size<=3MB or latency<=0.6x")
 
 
-def weight_bytes(numbers: Mapping[str, int], channels: Mapping[str, int], bits: Mapping[str, int]) -> float:
+def weight_bytes(numbers: Mapping[str, int], scales: Mapping[str, int], bits: Mapping[str, int]) -> float:
     """Bytes of the weights and their scales at given bits."""
-    return sum(numbers[name] * bits[name] / 8 + 4 * channels[name] for name in bits)
+    return sum(numbers[name] * bits[name] / 8 + 4 * scales[name] for name in bits)
 
 
 def sensitivities(
@@ -63,8 +63,8 @@ def sensitivities(
 ) -> dict[str, dict[int, float]]:
     """Error of the prediction, relative to its power, with one layer's weights rounded to nearest, by layer and bits."""
     form = quantizable_form(model)
-    chosen = np.unique(np.linspace(0, len(calibration) - 1, min(_INPUTS, len(calibration))).round().astype(int))
-    x, features = torch.from_numpy(calibration.samples[chosen]), torch.from_numpy(calibration.features[chosen])
+    few = calibration.spread(_INPUTS)
+    x, features = torch.from_numpy(few.samples), torch.from_numpy(few.features)
     layers = {name: layer for name, layer in layers_of(form).items() if name in recipe.grids}
     found: dict[str, dict[int, float]] = {}
     with torch.no_grad():
@@ -103,10 +103,10 @@ class Point:
 def front(measured: Mapping[str, Mapping[int, float]], recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> list[Point]:
     """Allocations from all layers narrow to all wide, each widening the layer whose bytes take away most error."""
     numbers = {name: int(np.prod(shapes[name])) for name in measured}
-    channels = {name: shapes[name][0] for name in measured}
+    scales = {name: shapes[name][0] * _groups(shapes[name], recipe.layers[name].group) for name in measured}
     # What the recipe gives 8 bits for a reason keeps them.
-    bits = {name: WIDE if recipe.layers[name].why else NARROW for name in measured}
-    bits |= {name: NARROW for name in measured if (recipe.layers[name].bits or 0) <= NARROW}
+    layers = {name: recipe.layers[name] for name in measured}
+    bits = {name: WIDE if layer.why and (layer.bits or 0) > NARROW else NARROW for name, layer in layers.items()}
     gain = {
         name: (measured[name][NARROW] - measured[name][WIDE]) / (numbers[name] * (WIDE - NARROW) / 8)
         for name, width in bits.items()
@@ -115,13 +115,17 @@ def front(measured: Mapping[str, Mapping[int, float]], recipe: Recipe, shapes: M
 
     def point() -> Point:
         noise = sum(measured[name][width] for name, width in bits.items())
-        return Point(dict(bits), weight_bytes(numbers, channels, bits), -10 * float(np.log10(max(noise, 1e-30))))
+        return Point(dict(bits), weight_bytes(numbers, scales, bits), -10 * float(np.log10(max(noise, 1e-30))))
 
     points = [point()]
     for name in sorted(gain, key=lambda name: -gain[name]):
         bits[name] = WIDE
         points.append(point())
     return points
+
+
+def _groups(shape: tuple[int, ...], group: int | None) -> int:
+    return 1 if group is None else max(shape[1] // group, 1)
 
 
 def choose(points: list[Point], budget: Budget) -> int:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from edge_sd.bundle import Bundle
 from edge_sd.bundle.contract import METADATA_KEY, Contract
+from edge_sd.bundle.manifest import LAYOUT, NCHW
 from edge_sd.errors import EdgeSDError
 from edge_sd.runnable import Availability, Session, packages_available
 from edge_sd.runtimes._runtime import Runtime
@@ -40,7 +41,7 @@ class OnnxRuntime(Runtime):
                 str(path),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["NhwcTransformer"] if found.options.get("layout") == "nchw" else None,
+                disabled_optimizers=["NhwcTransformer"] if found.options.get(LAYOUT) == NCHW else None,
             )
         except Exception as error:  # its exceptions have no common base of their own
             raise EdgeSDError(f"ONNX Runtime cannot load {path}: {error}", "export the bundle again") from error

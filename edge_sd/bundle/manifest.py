@@ -25,6 +25,10 @@ MANIFEST, PLAN, GOLDEN, CARD, REFERENCE, DECODER = (
 )
 
 
+# Of `Program.options`: how a runtime is to leave maps that it might turn over; see the ONNX target.
+LAYOUT, NCHW = "layout", "nchw"
+
+
 class FileEntry(Record):
     """A file of the bundle."""
 

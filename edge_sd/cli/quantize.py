@@ -15,11 +15,6 @@ if TYPE_CHECKING:
     from edge_sd.quantize.recipe import Recipe
     from edge_sd.report.quantization import QuantizationReport
 
-# Calibration's noise is not that of anybody's samples or goldens.
-CALIBRATION_SEED = 1000
-# Large maps have many values in each image: so many positions at full resolution are enough, and so many images at least.
-POSITIONS, MOST_TRAJECTORIES, FEWEST_TRAJECTORIES = 32768, 128, 16
-
 
 def quantize(
     checkpoint: Annotated[
@@ -130,6 +125,7 @@ def _name(checkpoint: Path) -> str:
 def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
     """From a verb's arguments to a recipe for a model."""
     from edge_sd.errors import UsageError
+    from edge_sd.quantize.calibration import SEED, enough_trajectories
     from edge_sd.quantize.recipe import Recipe, default_layers, overridden
     from edge_sd.validation import validated
 
@@ -146,11 +142,10 @@ def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
         "groups": given["groups"],
         "ranges": given["ranges"],
         "calibration": {
-            "trajectories": given["trajectories"]
-            or max(FEWEST_TRAJECTORIES, min(MOST_TRAJECTORIES, POSITIONS // model.image_size**2)),
+            "trajectories": given["trajectories"] or enough_trajectories(model.image_size),
             "coverage": given["coverage"],
             "interval": given["interval"],
-            "seed": CALIBRATION_SEED + given["seed"],
+            "seed": SEED + given["seed"],
         },
         "reconstruction": {"iterations": given["iterations"], "batch_size": given["batch_size"], "seed": given["seed"]},
         "layers": layers,

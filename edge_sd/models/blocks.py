@@ -26,6 +26,11 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
+def constant(tensor: Tensor) -> nn.Parameter:
+    """Return a tensor's values as a parameter of their own that is not learnt."""
+    return nn.Parameter(tensor.detach().clone().contiguous(), requires_grad=False)
+
+
 class ResBlock(nn.Module):
     """norm → SiLU → convolution, time features, norm → SiLU → convolution, beside a skip.
 

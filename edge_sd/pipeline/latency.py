@@ -3,10 +3,8 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from edge_sd.bundle import Bundle
@@ -46,7 +44,7 @@ def under_latency(
     Raises:
         EdgeSDError: not even with all layers in integers.
     """
-    few = _few(calibration)
+    few = calibration.spread(_INPUTS)
     order = activation_sensitivity(parent, recipe, few)
     exact = export_bundle(parent, folder / "float.edgesd", _request(recipe), overwrite=True)
     trials = 0
@@ -121,13 +119,6 @@ def interleaved_share(exact: Bundle, quantized: Bundle) -> float:
         if number >= 0:
             shares.append(spent[id(sessions[1])] / spent[id(sessions[0])])
     return statistics.median(shares)
-
-
-def _few(calibration: Calibration) -> Calibration:
-    chosen = np.unique(np.linspace(0, len(calibration) - 1, min(_INPUTS, len(calibration))).round().astype(int))
-    return replace(
-        calibration, samples=calibration.samples[chosen], rows=calibration.rows[chosen], features=calibration.features[chosen]
-    )
 
 
 def _request(recipe: Recipe) -> ExportRequest:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_sd.bundle import Bundle, file_entries, open_bundle, write_bundle
+from edge_sd.bundle import Bundle, file_entries, write_bundle
 from edge_sd.bundle.manifest import DECODER, Manifest
 from edge_sd.checkpoint import Checkpoint, versions
 from edge_sd.decoder import Decoder
@@ -22,10 +22,9 @@ from edge_sd.pipeline.latency import under_latency
 from edge_sd.pipeline.stages import Stages, hash_of
 from edge_sd.quantize import CALIBRATION, MODEL, RECIPE, Quantized, calibrate, quantize, search
 from edge_sd.quantize.checkpoint import load_quantized
-from edge_sd.quantize.form import quantizable_form
 from edge_sd.quantize.layers import layers_of
 from edge_sd.quantize.quality import Quality, measure, simulated
-from edge_sd.quantize.recipe import Recipe
+from edge_sd.quantize.recipe import Recipe, described
 from edge_sd.report.quantization import Allocation, QuantizationReport, coverage, coverage_picture, front_picture
 from edge_sd.runtimes import find_runtime
 
@@ -144,11 +143,11 @@ class Quantizing:
         )
         seconds["calibration"] = time.monotonic() - began
         recipe, points, place = request.recipe, [], -1
+        model = self.parent.build()
         if budget is not None and budget.kind != "latency":
-            form = quantizable_form(self.parent.build())
-            shapes = {name: layer.shape for name, layer in layers_of(form).items()}
+            shapes = {name: layer.shape for name, layer in described(recipe.model).items()}
             measured = search.sensitivities(
-                self.parent.build(), calibration, recipe, lambda done, total: self.progress("sensitivity", done, total, "")
+                model, calibration, recipe, lambda done, total: self.progress("sensitivity", done, total, "")
             )
             points = search.front(measured, recipe, shapes)
             place = search.choose(points, budget)
@@ -167,7 +166,7 @@ class Quantizing:
                 recipe = self._widened(request.recipe, points[place])
             found = quantize(self.parent, recipe, calibration, self._blocks(recipe), self.progress)
             quality = measure(
-                self.parent.build(),
+                model,
                 simulated(found.checkpoint.build(), found.plan),
                 found.plan,
                 self.decoder,
@@ -214,7 +213,6 @@ class Quantizing:
             checkpoint, self.bundle, request, decoder=self.decoder, overwrite=True,
             observe=lambda what: self.progress("export", 0, 1, what),
         )  # fmt: skip
-        open_bundle(self.bundle)
 
     # NNCF in place of our own roundings and ranges
 

@@ -13,7 +13,7 @@ from edge_sd.evaluation.record import Evaluation
 from edge_sd.evaluation.recovery import Recovery
 from edge_sd.files import write_bytes, write_model, write_text
 from edge_sd.models.wavelets import SUBBANDS
-from edge_sd.report.figures import _png, _subplots
+from edge_sd.report.figures import _subplots, png
 from edge_sd.validation import Record
 
 JSON, MARKDOWN = "ablation.json", "ablation.md"
@@ -194,7 +194,7 @@ def ablation_figure(report: AblationReport) -> bytes:
         ax.set_yticks(range(len(report.rows)), [row.variant for row in report.rows] if ax is axes[0] else [])
         ax.set(title=f"{name}, n {report.n}")
         ax.invert_yaxis()
-    return _png(figure)
+    return png(figure)
 
 
 def frequency_figure(
@@ -228,7 +228,7 @@ def frequency_figure(
     powers.axhline(0, color="#222222", linewidth=1, label="real")
     powers.set(title="spectrum against real images", xlabel="cycles / pixel", ylabel="dB")
     powers.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_recovery(shares: Any, fronts: Any, recoveries: Mapping[str, Recovery]) -> None:

@@ -1,7 +1,7 @@
 """The picture of an evaluation: both spectra, the gap between them, and the distance in every wavelet band."""
 
 from edge_sd.evaluation.record import Evaluation
-from edge_sd.report.figures import _png, _subplots
+from edge_sd.report.figures import _subplots, png
 
 _REAL, _GENERATED = "#222222", "#d62728"
 _BAND = "wavelet SWD "
@@ -34,4 +34,4 @@ def evaluation_figure(result: Evaluation) -> bytes:
     )
     bands.set(title=f"sliced Wasserstein by band, n {result.n}", ylabel="real s.d.", ylim=(0, None))
     bands.tick_params(axis="x", rotation=60)
-    return _png(figure)
+    return png(figure)

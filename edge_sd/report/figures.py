@@ -32,7 +32,8 @@ def _subplots(columns: int, width: float = 4.6) -> "tuple[Figure, list[Axes]]":
     return figure, axes
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """A figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -46,7 +47,7 @@ def _loss(report: RunReport) -> bytes:
                 ax.plot(curve.steps, values, label=term, linewidth=1.2, color="black" if term == "loss" else None)
         ax.set(title=f"{role}: loss, weighted terms", xlabel="step", yscale="log")
         ax.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _spectrum(report: RunReport) -> bytes:
@@ -61,7 +62,7 @@ def _spectrum(report: RunReport) -> bytes:
     right.set(title="power against real images'", xlabel="cycles / pixel", yscale="log")
     for ax in (left, right):
         ax.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _parity(report: RunReport) -> bytes:
@@ -73,7 +74,7 @@ def _parity(report: RunReport) -> bytes:
         ax.axhline(result.gate_db, color="#d62728", linewidth=1, label=f"gate {result.gate_db:g} dB")
         ax.set(title=f"{result.runtime}: SNR against the reference", xlabel="step", ylabel="dB", ylim=(0, None))
         ax.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _latency(report: RunReport) -> bytes:
@@ -85,7 +86,7 @@ def _latency(report: RunReport) -> bytes:
         right.plot(result.samples_ms, linewidth=0.8, label=result.job.runtime)
     right.set(title="every timed call", xlabel="call", ylabel="ms", ylim=(0, None))
     right.legend(frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _gates(report: RunReport) -> bytes:
@@ -97,4 +98,4 @@ def _gates(report: RunReport) -> bytes:
         ax.invert_xaxis()
     axes[0].set_ylabel("mean gate")
     axes[0].legend(frameon=False)
-    return _png(figure)
+    return png(figure)

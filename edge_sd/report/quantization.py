@@ -1,8 +1,7 @@
 """What a person reads of a quantization: its figures as JSON, ranges by layer and group of steps, size against quality."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,10 +10,8 @@ from edge_sd.quantize.checkpoint import BlockRecord
 from edge_sd.quantize.grid import ActivationGrid
 from edge_sd.quantize.quality import Quality
 from edge_sd.quantize.ranges import Observations, groups_of
+from edge_sd.report.figures import png
 from edge_sd.validation import Record
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class PointCoverage(Record):
@@ -117,7 +114,7 @@ def coverage_picture(report: QuantizationReport) -> bytes:
         ax.set(title=title, xlabel="steps", xticks=range(len(groups)), xticklabels=groups)
         ax.set_yticks(range(len(names)), names if index == 0 else [], fontsize=5)
         figure.colorbar(image, ax=ax)
-    return _png(figure)
+    return png(figure)
 
 
 def front_picture(report: QuantizationReport) -> bytes:
@@ -137,10 +134,4 @@ def front_picture(report: QuantizationReport) -> bytes:
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    return _png(figure)
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(figure)

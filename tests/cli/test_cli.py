@@ -1,7 +1,5 @@
 """The command line: what each verb does, what it says when it cannot, and the exit code that a script sees."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -12,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,14 +19,15 @@ from PIL import Image
 import edge_sd
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
-from edge_sd.cli.main import main
 from edge_sd.export import ExportRequest, export_bundle
+from verbs import Outcome, call
 
 VERBS = (
     "run",
     "train",
     "distill",
     "sample",
+    "quantize",
     "export",
     "plan",
     "inspect",
@@ -41,35 +40,6 @@ VERBS = (
     "train-autoencoder",
 )
 TINY = ("--size", "16", "--steps", "4", "--batch-size", "4", "--count", "8", "--sample-every", "0")
-
-
-class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-    def failed_with(self, code: int, *said: str) -> bool:
-        """Whether it ended with `code` and two lines, error and what to try, that hold everything `said`."""
-        lines = [line for line in self.err.splitlines() if not re.match(r"[\w' ]+: (\d+/\d+|running)|exporting: |timing ", line)]
-        assert self.code == code, self
-        assert len(lines) == 2, lines
-        assert lines[0].startswith("error: "), lines
-        assert lines[1].startswith("try: "), lines
-        for one in said:
-            assert one in " ".join(lines)
-        return True
-
-
-def call(*arguments: object) -> Outcome:
-    """`edge-sd …` in this process; an exception that is no exit goes through, as the traceback that a user would see."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-sd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def call_outside(folder: Path, *arguments: object, **environment: str) -> Outcome:

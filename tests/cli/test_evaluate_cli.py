@@ -1,25 +1,21 @@
 """`edge-sd evaluate`: figures of a checkpoint, a bundle, a folder and a file of samples, and what it says when it cannot."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from edge_sd.checkpoint import Checkpoint
-from edge_sd.cli.main import main
 from edge_sd.data import dead_leaves
 from edge_sd.evaluation.draw import load_samples
 from edge_sd.evaluation.record import Evaluation
 from edge_sd.export import ExportRequest, export_bundle
 from edge_sd.files import read_model
+from verbs import Outcome, call
 
 N = 12
 DATA = ("--count", 20, "-n", N)
@@ -40,29 +36,9 @@ class Pooled(torch.nn.Module):
 """
 
 
-class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """What it said of an error, in two lines: what is wrong, and what to try."""
-        lines = [line for line in self.err.splitlines() if not re.match(r"[\w ]+: \d+/\d+|wrote ", line)]
-        assert [line.split(":")[0] for line in lines] == ["error", "try"], self
-        return " ".join(lines)
-
-
 def evaluate(*arguments: object) -> Outcome:
     """`edge-sd evaluate …` in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-sd", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+    return call("evaluate", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,9 @@
 """The verbs around a bundle: export, plan, inspect and sample, by what they print, write and return."""
 
-import contextlib
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,35 +11,10 @@ from PIL import Image
 
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import Checkpoint, Provenance
-from edge_sd.cli.main import main
 from edge_sd.diffusion import SCHEDULES, compile_plan
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.runtimes.parity import check_parity
-
-
-class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Outcome:
-    """`edge-sd …` in this process; an exception that is no exit goes through, as the traceback that a user would see."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-sd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def refused(done: Outcome, code: int, *said: str) -> None:
-    assert done.code == code, done
-    error, remedy = done.err.splitlines()[-2:]
-    assert (error.startswith("error: "), remedy.startswith("try: ")) == (True, True), done.err
-    assert not [text for text in said if text not in error + remedy], done.err
+from verbs import call, refused
 
 
 def contents(folder: Path) -> dict[str, bytes]:

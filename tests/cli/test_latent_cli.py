@@ -1,13 +1,9 @@
 """Latent diffusion by its verbs: from images to an autoencoder, its latents, a student, and a bundle that draws images."""
 
-import contextlib
-import io
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import diffusers
 import numpy as np
@@ -19,48 +15,17 @@ from PIL import Image
 from edge_sd.autoencoder import AutoencoderFile, load_autoencoder
 from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
-from edge_sd.cli.main import main
 from edge_sd.decoder import latent_space, load_decoder
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.models import ModelConfig
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.pretrained import AUTOENCODERS, SHIPPED, autoencoder_path
+from verbs import call, refused, succeeded
 
 RUNTIMES = ("torch", "onnxruntime", "executorch")
 DATA = ("--count", 8, "--min-radius", 3)
 FEW = ("--steps", 3, "--batch-size", 4, "--sample-every", 0)
-
-
-class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Outcome:
-    """`edge-sd …` in this process; an exception that is no exit goes through, as the traceback that a user would see."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-sd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def succeeded(*arguments: object) -> Outcome:
-    done = call(*arguments)
-    assert done.code == 0, done
-    return done
-
-
-def refused(done: Outcome, code: int, *said: str) -> None:
-    assert done.code == code, done
-    error, remedy = done.err.splitlines()[-2:]
-    assert (error.startswith("error: "), remedy.startswith("try: ")) == (True, True), done.err
-    assert not [text for text in said if text not in error + remedy], done.err
 
 
 def pixels(path: Path) -> np.ndarray:

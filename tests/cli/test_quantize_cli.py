@@ -1,12 +1,9 @@
 """`edge-sd quantize`: what it writes, that it goes on where it stopped, budgets, engines, and what it refuses."""
 
-import contextlib
-import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,40 +13,15 @@ import yaml
 from edge_sd.bundle import open_bundle
 from edge_sd.bundle.bits import effective_bits
 from edge_sd.checkpoint import Checkpoint, Provenance
-from edge_sd.cli.main import main
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize import _quantize, load_quantized, load_recipe
 from edge_sd.report.quantization import QuantizationReport
 from edge_sd.runtimes.parity import check_parity
+from verbs import call, refused
 
 MakeModel = Callable[..., SpectralUNet]
 QUICK = ("--iterations", 3, "--trajectories", 2, "--steps", 4)
-
-
-class Outcome(NamedTuple):
-    """What a command left behind in the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Outcome:
-    """`edge-sd …` in this process; an exception that is no exit goes through."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["edge-sd", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def refused(done: Outcome, code: int, *said: str) -> None:
-    assert done.code == code, done
-    error, remedy = done.err.splitlines()[-2:]
-    assert (error.startswith("error: "), remedy.startswith("try: ")) == (True, True), done.err
-    assert not [text for text in said if text not in error + remedy], done.err
 
 
 def saved(model: SpectralUNet, path: Path) -> Path:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edge_sd.models.attention_forms import Attend
 from edge_sd.models.blocks import ConvDown
-from edge_sd.models.rewrites import Attend
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.form import quantizable_form
@@ -29,7 +29,6 @@ from edge_sd.quantize.layers import (
     QuantizedConv,
     QuantizedLayer,
     QuantizedLinear,
-    attends_of,
     layers_of,
     points_of,
     quantizable,
@@ -266,7 +265,7 @@ def test_every_convolution_and_linear_layer_but_fixed_filters(make_model: MakeMo
 def test_points_of_attention(make_model: MakeModel) -> None:
     """Two factors of each product; the right ones symmetric. What q, k and v are made of is one tensor and so one point."""
     form = quantizable_form(make_model(attention=(1,)))
-    points, attends = points_of(form), attends_of(form)
+    points, attends = points_of(form), {name: part for name, part in form.named_modules() if isinstance(part, Attend)}
     assert attends
     for name in attends:
         kinds = {place: points[f"{name}.{place}"].symmetric for place in Attend.PLACES}

@@ -14,11 +14,12 @@ from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.models import ModelConfig
+from edge_sd.models.attention_forms import Attend
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize._quantize import plan_of, quantize
 from edge_sd.quantize.calibration import Calibration, CalibrationRequest, capture
 from edge_sd.quantize.form import quantizable_form
-from edge_sd.quantize.layers import attends_of, layers_of, points_of
+from edge_sd.quantize.layers import layers_of, points_of
 from edge_sd.quantize.recipe import LayerRecipe, Recipe, default_layers, described, load_recipe, overridden
 from edge_sd.quantize.reconstruction import ReconstructionSettings
 
@@ -128,7 +129,7 @@ def test_layers_are_those_of_the_form(changes: dict[str, object], make_model: Ma
     model = make_model(**changes)
     form = quantizable_form(model)
     found = described(model.config)
-    assert set(found) == {*layers_of(form), *attends_of(form)}
+    assert set(found) == {*layers_of(form), *(name for name, part in form.named_modules() if isinstance(part, Attend))}
     for name, layer in layers_of(form).items():
         assert layer.weight is not None
         assert found[name].weights == layer.weight.numel()
