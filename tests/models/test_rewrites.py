@@ -17,31 +17,35 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edge_sd.export import DecoderProgram, DenoiserProgram, targets
+from edge_sd.models.attention_forms import (
+    QUERY_BLOCK,
+    FoldedSelfAttention,
+    FoldedSelfAttentionNHWC,
+    MatmulAttention,
+    TokenSelfAttention,
+)
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig, LatentDecoder
 from edge_sd.models.blocks import ConvUp, DotProductAttention, PixelUp, ResBlock, SelfAttention
 from edge_sd.models.gating import WaveletDown, WaveletUp
 from edge_sd.models.rewrites import (
-    QUERY_BLOCK,
     REWRITES,
+    InstanceGroupNorm,
+    MatmulLayerNorm,
+    PooledGroupNorm,
+    SplitConv,
+    rewritten,
+)
+from edge_sd.models.unet import SpectralUNet
+from edge_sd.models.wavelet_forms import (
     ButterflyWaveletUp,
     ButterflyWaveletUpNHWC,
     ConcatPixelUp,
     DepthwiseWaveletDown,
     FoldedHaarDecoder,
     FoldedHaarDecoderNHWC,
-    FoldedSelfAttention,
-    FoldedSelfAttentionNHWC,
-    InstanceGroupNorm,
     JoinedWaveletUp,
     JoinedWaveletUpNHWC,
-    MatmulAttention,
-    MatmulLayerNorm,
-    PooledGroupNorm,
-    SplitConv,
-    TokenSelfAttention,
-    rewritten,
 )
-from edge_sd.models.unet import SpectralUNet
 from edge_sd.models.wavelets import IDWT2, wrap
 from edge_sd.quiet import quiet
 

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from edge_sd.export import DenoiserProgram, targets
+from edge_sd.models.attention_forms import FoldedSelfAttention, TokenSelfAttention
 from edge_sd.models.gating import WaveletUp
-from edge_sd.models.rewrites import FoldedSelfAttention, JoinedWaveletUp, SplitConv, TokenSelfAttention, rewritten
+from edge_sd.models.rewrites import SplitConv, rewritten
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.models.wavelet_forms import JoinedWaveletUp
 from edge_sd.quantize.form import FEW_TOKENS, attention_tokens, quantizable_form
 from edge_sd.quantize.grid import WeightGrid, activation_grid, rounded_weight, symmetric_grid, weight_scales
 from edge_sd.quantize.layers import QuantizedConv, QuantizedLinear, layers_of, points_of
