@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edge_sd.diffusion.execute import execute
-from edge_sd.diffusion.noise import gaussian
+from edge_sd.diffusion.noise import NAME, gaussian
 from edge_sd.diffusion.plan import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, write_tensors
@@ -21,12 +21,14 @@ class GoldenHeader(Record):
     """Which noise the trajectories start from, and what drew them.
 
     Attributes:
+        noise: the generator that turns (seed, index of the trajectory, row) into noise, see `diffusion.noise`.
         labels: class of each trajectory; empty where the model knows none.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["golden"] = "golden"
     seed: int = Field(ge=0)
+    noise: Literal["philox4x32-10/box-muller"] = NAME
     reference: str
     labels: tuple[int, ...] = ()
 
