@@ -9,10 +9,12 @@ Words 0 and 1 make values 0 and 1, words 2 and 3 make values 2 and 3, by Box and
 
     u = (2·w₀ + 1)·2⁻³³,   z₀ = √(−2 ln u)·cos θ,   z₁ = √(−2 ln u)·sin θ,   each rounded to float32
 
-θ is a quarter turn for each unit of w₁'s upper two bits, and (w₁'s lower 30 bits + ½)·2⁻³⁰·π/2 − π/4 on top. Libraries disagree on
-the last bit of ln, cos and sin. Here they are series of +, −, ×, ÷ and √, which IEEE 754 rounds the same everywhere as long
-as no product is fused with a sum (C++: -ffp-contract=off). `vectors.json` beside this file holds test vectors.
+θ is a quarter turn for each unit of w₁'s upper two bits, and (w₁'s lower 30 bits + ½)·2⁻³⁰·π/2 − π/4 on top. Libraries disagree
+on the last bit of ln, cos and sin. Here they are series of +, −, ×, ÷ and √, which IEEE 754 rounds the same everywhere as long as
+no product is fused with a sum (C++: -ffp-contract=off). `vectors.json` beside this file holds test vectors.
 """
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,14 @@ _ROUNDS = 10
 _LN2, _HALF_PI, _SQRT_HALF = 0.6931471805599453, 1.5707963267948966, 0.7071067811865476
 # Largest order first, as Horner's rule takes them. Each quotient is of integers below 2⁵³, so it rounds the same everywhere.
 _ATANH = tuple(1.0 / (2 * k + 1) for k in range(10, -1, -1))
-_SIN = (1 / 355687428096000, -1 / 1307674368000, 1 / 6227020800, -1 / 39916800, 1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0)
-_COS = (-1 / 6402373705728000, 1 / 20922789888000, -1 / 87178291200, 1 / 479001600, -1 / 3628800, 1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1.0)  # fmt: skip
+_SIN = (
+    *(1 / 355687428096000, -1 / 1307674368000, 1 / 6227020800, -1 / 39916800, 1 / 362880),
+    *(-1 / 5040, 1 / 120, -1 / 6, 1.0),
+)
+_COS = (
+    *(-1 / 6402373705728000, 1 / 20922789888000, -1 / 87178291200, 1 / 479001600, -1 / 3628800),
+    *(1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1.0),
+)
 
 Words = NDArray[np.uint64]
 Float64 = NDArray[np.float64]
@@ -56,15 +64,11 @@ def gaussian(seed: int, index: int, row: int, shape: tuple[int, ...]) -> NDArray
 
 def gaussian_batch(seed: int, indices: range, row: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """`gaussian` of several images, (len(indices), *shape) float32; seed and index are below 2⁶⁴, row below 2³² − 1."""
-    count, blocks = int(np.prod(shape)), -(-int(np.prod(shape)) // 4)
-    index = np.array([[i] for i in indices], dtype=np.uint64).reshape(-1, 1)
-    grid = np.zeros((len(indices), blocks), dtype=np.uint64)
-    counter = (
-        grid + np.arange(blocks, dtype=np.uint64),
-        grid + np.uint64(row + 1),
-        grid + (index & _LOW),
-        grid + (index >> np.uint64(32)),
-    )
+    count = math.prod(shape)
+    block = np.arange(-(-count // 4), dtype=np.uint64)
+    index = np.array(indices, dtype=np.uint64).reshape(-1, 1)
+    grid = np.zeros((len(index), len(block)), dtype=np.uint64)
+    counter = (grid + block, grid + np.uint64(row + 1), grid + (index & _LOW), grid + (index >> np.uint64(32)))
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     values = np.stack([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], axis=-1)
     return np.ascontiguousarray(values.reshape(len(indices), -1)[:, :count].reshape(-1, *shape))
