@@ -44,7 +44,7 @@ WRAPPED_BY = {
         "edge_sd.quantize.nncf",
     },  # the last two ask it what ran where, and whether it runs
     "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch"},
-    "coremltools": {"edge_sd.export.coreml", "edge_sd.export._mil"},
+    "coremltools": {"edge_sd.export.coreml", "edge_sd.export._mil", "edge_sd.runtimes.coreml", "edge_sd.runtimes.mil.program"},
     "diffusers": {"edge_sd.decoder"},
     "torchmetrics": set(),
     "nncf": {"edge_sd.quantize.nncf"},
