@@ -163,7 +163,7 @@ assert "NNCF_CI" not in os.environ
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "NNCF_CI")} | {"HOME": str(home)}
     result = subprocess.run(
         [sys.executable, "-c", script, denoiser, tmp_path / "data.npz", tmp_path / "out.onnx"],
-        env=environment, capture_output=True, text=True, check=False,
+        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert not (home / "intel").exists()
