@@ -19,11 +19,15 @@ class Runtime(ABC):
         name: what `--runtime` takes.
         about: one line for `edge-sd list runtimes`.
         target: the target whose programs it runs.
+        native: machine code of others runs in this very process, which a bad program can end; see `_child.isolated`.
+        emulated: it runs on a processor that is imitated; its times say nothing of a real one.
     """
 
     name: str
     about: str
     target: str
+    native: bool = False
+    emulated: bool = False
 
     @abstractmethod
     def available(self) -> Availability:

@@ -23,6 +23,7 @@ class ExecuTorchRuntime(Runtime):
     name = "executorch"
     about = "ExecuTorch, XNNPACK on the CPU"
     target = "executorch"
+    native = True
 
     def available(self) -> Availability:
         return packages_available("executorch")

@@ -20,6 +20,7 @@ class OnnxRuntime(Runtime):
     name = "onnxruntime"
     about = "ONNX Runtime, CPU"
     target = "onnx"
+    native = True
 
     def available(self) -> Availability:
         return packages_available("onnxruntime")

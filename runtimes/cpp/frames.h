@@ -5,7 +5,7 @@
 
 namespace frames {
 
-enum Status : uint32_t { kTensor = 0, kError = 1, kReady = 2 };
+enum Status : uint32_t { kTensor = 0, kFault = 1, kReady = 2 };
 
 constexpr uint32_t kMostTensors = 16, kMostDimensions = 8;
 constexpr uint64_t kMostBytes = uint64_t{1} << 31;
@@ -60,7 +60,7 @@ inline Tensor read_tensor(int file) {
   return tensor;
 }
 
-inline std::string error_text(const std::string& message) {
+inline std::string fault_text(const std::string& message) {
   return "{\"message\": " + quoted(message) + ", \"hint\": \"export the bundle again\", \"code\": 1}";
 }
 
@@ -86,10 +86,10 @@ inline void serve(const std::vector<std::string>& names, int in, int out) {
                     ", \"outputs\": " + specs_text({programs.back().output()}) + "}";
     }
   } catch (const Failure& failure) {
-    write_text(out, kError, error_text(failure.what()));
+    write_text(out, kFault, fault_text(failure.what()));
     throw;
   }
-  write_text(out, kReady, "[" + signatures + "]");
+  write_text(out, kReady, "{\"programs\": [" + signatures + "]}");
   uint32_t number = 0;
   while (read_bytes(in, &number, sizeof number)) {
     const uint32_t count = read_number(in);
@@ -107,7 +107,7 @@ inline void serve(const std::vector<std::string>& names, int in, int out) {
       for (const uint64_t size : answer.spec.shape) append(frame, uint32_t(size));
       write_bytes(out, frame + answer.data);
     } catch (const Failure& failure) {
-      write_text(out, kError, error_text(failure.what()));
+      write_text(out, kFault, fault_text(failure.what()));
     }
   }
 }

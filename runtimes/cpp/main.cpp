@@ -36,7 +36,7 @@ void crashed(int number) {
   say(number == SIGABRT ? "SIGABRT" : number == SIGBUS ? "SIGBUS" : number == SIGFPE ? "SIGFPE" : number == SIGILL ? "SIGILL" : "SIGSEGV");
   say(" while ");
   say(current_task);
-  say(": the file is damaged, or of another version of ExecuTorch\n");
+  say(": most likely its file is damaged, or of another version of ExecuTorch\n");
   _exit(1);
 }
 

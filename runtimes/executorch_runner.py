@@ -1,0 +1,174 @@
+"""ExecuTorch without Python and torch: the C++ runner, in a child process, on this machine and on emulated ARM."""
+
+import subprocess
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from edge_sd.bundle import Bundle
+from edge_sd.bundle.manifest import GOLDEN, PLAN
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import explained, parse_model
+from edge_sd.runnable import Availability, Session
+from edge_sd.runtimes._child import ChildSession, LoadsTogether, ending, last_words
+from edge_sd.runtimes._native import AARCH64, HOST, Machine, command, tools_available
+from edge_sd.runtimes._runtime import Runtime
+from edge_sd.validation import Record
+
+# The delegate that the runner is linked with.
+_DELEGATE = "xnnpack"
+
+
+class EvidenceHeader(Record):
+    """What the file that a proof leaves says of itself.
+
+    Its tensors, float32, of trajectory i over N steps: `i.forced`, the predictions from the golden's samples, (N, C, H, W);
+    `i.free`, x before each step of the runner's own loop, (N, C, H, W); `i.last`, (C, H, W); `i.image`, of the golden's last
+    sample, where there is a decoder.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["evidence"] = "evidence"
+    bundle_digest: str
+    runtime: str
+    runtime_version: str
+    emulated: bool
+    threads: int | None
+
+
+class ProofStep(Record):
+    """One row of the plan; decibels are of the worst trajectory, as in `parity.StepParity`."""
+
+    row: int
+    teacher_forced_db: float
+    free_running_db: float
+
+
+class Proof(Record):
+    """What the runner found.
+
+    Attributes:
+        load_ms: from the files on disk to loaded programs.
+        calls_ms: each call of a denoiser: for each trajectory and step, from the golden's sample and in the runner's own loop.
+        decoder_ms: each call of the decoder.
+        peak_memory_bytes: largest resident set of the runner; where it is emulated, the emulator's.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["proof"] = "proof"
+    trajectories: int = Field(ge=1)
+    steps: tuple[ProofStep, ...]
+    final_snr_db: float
+    image_snr_db: float | None
+    load_ms: float
+    calls_ms: tuple[float, ...]
+    decoder_ms: tuple[float, ...]
+    peak_memory_bytes: int
+
+
+class _Runner(Runtime, LoadsTogether):
+    target = "executorch"
+
+    @property
+    @abstractmethod
+    def machine(self) -> Machine:
+        """What the runner is built for."""
+
+    def available(self) -> Availability:
+        return tools_available(self.machine)
+
+    def load(self, bundle: Bundle, threads: int | None = None, program: str = "denoiser") -> Session:
+        return self.load_together(bundle, threads, (program,))
+
+    def load_together(self, bundle: Bundle, threads: int | None, programs: Sequence[str]) -> Session:
+        names = [_program(bundle, name) for name in programs]
+        files = dict.fromkeys(str(bundle.path / bundle.program(self.target, name).file) for name in programs)
+        return ChildSession(
+            [*command(self.machine), "serve", *_repeated("--program", names), *_threads(threads)],
+            runtime=self.name,
+            files=", ".join(files),
+            contracts=[bundle.manifest.contract(name) for name in programs],
+        )
+
+    def prove(self, bundle: Bundle, threads: int | None, output: Path) -> tuple[Path, Proof]:
+        """Follow the bundle's golden trajectories by the runner alone, as a device without Python does.
+
+        Args:
+            output: where the evidence goes, a safetensors file with an `EvidenceHeader`.
+
+        Raises:
+            EdgeSDError: the runner fails: a damaged file, a prediction that is not finite, a full disk.
+            InstallationError: it cannot be built.
+        """
+        header = EvidenceHeader(
+            bundle_digest=bundle.manifest.digest,
+            runtime=self.name,
+            runtime_version=self.available().detail,
+            emulated=self.emulated,
+            threads=threads,
+        )
+        arguments = [
+            *command(self.machine), "prove", "--plan", str(bundle.path / PLAN), "--golden", str(bundle.path / GOLDEN),
+            *_repeated("--program", [_program(bundle, name) for name in bundle.plan.header.programs]),
+            "--seed", str(bundle.golden.header.seed), "--header", header.model_dump_json(), "--output", str(output),
+            *_threads(threads),
+        ]  # fmt: skip
+        if any(contract.program == "decoder" for contract in bundle.manifest.contracts):
+            arguments += ["--decoder", _program(bundle, "decoder")]
+        with explained(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 (our own runner)
+        if done.returncode:
+            said = last_words(done.stderr.decode(errors="replace"), 1)
+            raise EdgeSDError(
+                f"{self.name}: the proof of {bundle.path} {ending(done.returncode)}" + (f": {said}" if said else ""),
+                "edge-sd inspect shows whether the bundle is whole",
+            )
+        return output, parse_model(Proof, done.stdout, self.name)
+
+
+class ExecuTorchRunner(_Runner):
+    """On this machine."""
+
+    name = "executorch-runner"
+    about = "ExecuTorch, C++ runner without torch"
+
+    @property
+    def machine(self) -> Machine:
+        return HOST
+
+
+class ExecuTorchRunnerAarch64(_Runner):
+    """On 64-bit ARM, emulated: its answers are ARM's, its times and its memory are the emulator's."""
+
+    name = "executorch-runner-aarch64"
+    about = "ExecuTorch, C++ runner for aarch64, emulated by qemu-user"
+    emulated = True
+
+    @property
+    def machine(self) -> Machine:
+        return AARCH64
+
+
+def _program(bundle: Bundle, name: str) -> str:
+    """FILE:METHOD.
+
+    Raises:
+        EdgeSDError: the bundle has no such program for ExecuTorch, or one that is lowered to another delegate.
+    """
+    found = bundle.program("executorch", name)
+    path, delegate = bundle.path / found.file, found.options.get("delegate", "")
+    if delegate != _DELEGATE:
+        raise EdgeSDError(f"{path} is lowered to {delegate}, which does not run here", "edge-sd export --delegate xnnpack")
+    return f"{path}:{found.entry}"
+
+
+def _threads(threads: int | None) -> list[str]:
+    return [] if threads is None else ["--threads", str(threads)]
+
+
+def _repeated(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
