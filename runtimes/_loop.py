@@ -9,6 +9,7 @@ from edge_sd.bundle import Bundle, trace
 from edge_sd.diffusion import Plan
 from edge_sd.models.config import check_label
 from edge_sd.runnable import Session
+from edge_sd.runtimes._child import isolated
 from edge_sd.runtimes._runtime import Runtime
 
 
@@ -28,7 +29,7 @@ def rows_of(bundle: Bundle, runtime: Runtime, label: int | None, threads: int | 
     if label is None:
         rows: NDArray[np.float32] = bundle.plan.features
         return rows
-    return label_rows(bundle.plan, runtime.load(bundle, threads, "temporal"), label)
+    return label_rows(bundle.plan, isolated(runtime, bundle, threads, ("temporal",)), label)
 
 
 def sample_bundle(

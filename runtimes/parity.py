@@ -1,158 +1,331 @@
-"""Parity: does a runtime draw what the reference drew, step by step?
+"""Parity: does a runtime draw what the reference drew, step by step and band by band?
 
-Teacher-forced, each step is fed the reference's own sample: a low step is a bad program. Free-running, the runtime follows
-its own samples from the same noise: what falls there alone is drift.
+Teacher-forced, each step is fed the reference's own sample: a low step is a bad program. Free-running, the runtime follows its
+own samples from the same noise: what falls there alone is drift. The gate is not a matter of taste: it lies a margin below the
+noise floor, which is measured (`floor`). A quantized program amplifies every rounding, so it is held to a stated budget instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edge_sd.bundle import Bundle, Golden, trace
-from edge_sd.diffusion import Plan
-from edge_sd.evaluation.metrics import PSNR_DEFINITION, SNR_DEFINITION, psnr_db, snr_db
-from edge_sd.runnable import Session
-from edge_sd.runtimes._runtime import find_runtime, load_denoiser
+from edge_sd.bundle import Bundle, Trajectory
+from edge_sd.evaluation.metrics import (
+    BANDS_DEFINITION,
+    PSNR_DEFINITION,
+    SNR_DEFINITION,
+    SSIM_DEFINITION,
+    band_snr_db,
+    psnr_db,
+    snr_db,
+    ssim,
+)
+from edge_sd.runtimes._runtime import find_runtime
+from edge_sd.runtimes.evidence import Evidence, gather
+from edge_sd.runtimes.floor import Floor, Precision, noise_floor
 from edge_sd.validation import Record
 
-DEFAULT_GATE_DB = 80.0
+Outcome = Literal["passed", "inconclusive", "failed"]
+
+MARGIN_DB = 20.0
+BUDGET_DB = 10.0
+# A gate below this says nothing: where the reference itself is lost in rounding, so is whatever is compared with it.
+LEAST_GATE_DB = 20.0
+
+
+class Gate(Record):
+    """What is asked for.
+
+    Attributes:
+        margin_db: of a lossless program: how far below the floor it may be. Kernels of another library sum in yet other orders.
+        budget_db: of a quantized program: the least at any step, whatever the floor.
+        fixed_db: in place of both, for whole predictions; None: as above.
+    """
+
+    margin_db: float = Field(default=MARGIN_DB, ge=0)
+    budget_db: float = BUDGET_DB
+    fixed_db: float | None = None
+
+
+class Figure(Record):
+    """One comparison; decibels are of the worst trajectory.
+
+    Attributes:
+        floor_db: what the reference reaches against itself.
+        gate_db: what is asked for; None: it is told, and not judged.
+    """
+
+    value_db: float
+    floor_db: float
+    gate_db: float | None
+    outcome: Outcome
+
+    @classmethod
+    def against_floor(cls, value_db: float, floor_db: float, margin_db: float) -> "Figure":
+        """Judge by the floor. Inconclusive where the floor itself is too low for a gate."""
+        gate_db = floor_db - margin_db
+        conclusive: Outcome = "passed" if gate_db >= LEAST_GATE_DB else "inconclusive"
+        return cls(value_db=value_db, floor_db=floor_db, gate_db=gate_db, outcome=conclusive if value_db >= gate_db else "failed")
+
+    @classmethod
+    def against_fixed(cls, value_db: float, floor_db: float, margin_db: float, gate_db: float) -> "Figure":
+        """Judge by a gate that somebody chose. Inconclusive where it is missed, and the floor says that it may well be."""
+        missed: Outcome = "failed" if value_db < floor_db - margin_db else "inconclusive"
+        return cls(value_db=value_db, floor_db=floor_db, gate_db=gate_db, outcome="passed" if value_db >= gate_db else missed)
+
+    @property
+    def headroom_db(self) -> float:
+        """How far above its gate it is."""
+        return float("inf") if self.gate_db is None else self.value_db - self.gate_db
+
+
+def _rank(figure: Figure) -> tuple[float, float]:
+    return figure.headroom_db, figure.value_db
 
 
 class StepParity(Record):
     """One row of the plan; decibels are of the worst trajectory.
 
     Attributes:
-        teacher_forced_db: SNR of the prediction, the reference's sample given.
+        forced: SNR of the prediction, the reference's sample given.
+        bands: the same of each wavelet subband of it.
         free_running_db: SNR of the sample that goes into this step, against the reference's.
     """
 
     row: int
     timestep: float
-    teacher_forced_db: float
+    forced: Figure
+    bands: dict[str, Figure]
     free_running_db: float
+
+    @property
+    def name(self) -> str:
+        """Which step it is, in words."""
+        return f"step {self.row} (timestep {self.timestep:g})"
+
+
+class Pictures(Record):
+    """The image that the runtime drew from the same noise, end to end, against the reference's: the worst trajectory.
+
+    Attributes:
+        snr_db: of the last sample, before the decoder.
+        ssim: None where the image is smaller than its window.
+    """
+
+    snr_db: float
+    psnr_db: float
+    ssim: float | None
 
 
 class ParityResult(Record):
-    """parity.json of one runtime."""
+    """parity.json of one runtime.
 
-    schema_version: Literal[1] = 1
+    Attributes:
+        quantized: the program holds integers; its gate is a budget.
+        temporal, decoder: SNR of the bundle's other programs, where it has them.
+    """
+
+    schema_version: Literal[2] = 2
     kind: Literal["parity"] = "parity"
     bundle: str
     runtime: str
     runtime_version: str
     reference: str
     trajectories: int
-    gate_db: float
+    precision: Precision
+    quantized: bool
+    emulated: bool = False
+    gate: Gate
+    perturbations: tuple[str, ...]
     steps: tuple[StepParity, ...]
-    final_snr_db: float
-    final_psnr_db: float
-    temporal_snr_db: float | None = None  # of the rows that the program temporal makes, where the bundle has one
-    image_snr_db: float | None = None  # of the decoder, given the reference's last sample, where the bundle has one
-    passed: bool
-    definitions: dict[str, str] = Field(default_factory=lambda: {"snr_db": SNR_DEFINITION, "psnr_db": PSNR_DEFINITION})
+    final: Pictures
+    temporal: Figure | None = None
+    decoder: Figure | None = None
+    definitions: dict[str, str] = Field(
+        default_factory=lambda: {
+            "snr_db": SNR_DEFINITION,
+            "psnr_db": PSNR_DEFINITION,
+            "ssim": SSIM_DEFINITION,
+            "bands": BANDS_DEFINITION,
+        }
+    )
 
     @property
-    def worst(self) -> StepParity:
-        """The step whose teacher-forced prediction is farthest off."""
-        return min(self.steps, key=lambda step: step.teacher_forced_db)
+    def figures(self) -> dict[str, Figure]:
+        """All that is judged, by what it is: whole predictions and other programs first, then bands."""
+        found = {step.name: step.forced for step in self.steps}
+        others = {"temporal": self.temporal, "decoder": self.decoder}
+        found |= {name: figure for name, figure in others.items() if figure is not None}
+        bands = {f"band {name} of {step.name}": figure for step in self.steps for name, figure in step.bands.items()}
+        return found | {name: figure for name, figure in bands.items() if figure.gate_db is not None}
+
+    @property
+    def worst_step(self) -> StepParity:
+        """The step whose prediction is farthest off."""
+        return min(self.steps, key=lambda step: step.forced.value_db)
+
+    @property
+    def worst_band(self) -> tuple[StepParity, str] | None:
+        """Step and name of the subband nearest to its gate, or lowest where they are not judged; None without subbands."""
+        cells = [(step, name) for step in self.steps for name in step.bands]
+        return min(cells, key=lambda cell: _rank(cell[0].bands[cell[1]]), default=None)
+
+    @property
+    def lowest_free_db(self) -> float:
+        """Where the free-running samples are farthest from the reference's."""
+        return min(step.free_running_db for step in self.steps)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Failed where any figure is. Inconclusive where a whole prediction or another program is: a band may be empty."""
+        if any(figure.outcome == "failed" for figure in self.figures.values()):
+            return "failed"
+        whole = [figure for name, figure in self.figures.items() if not name.startswith("band")]
+        return "inconclusive" if any(figure.outcome == "inconclusive" for figure in whole) else "passed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is shown that the runtime does what the reference does."""
+        return self.outcome == "passed"
+
+    @property
+    def decisive(self) -> tuple[str, Figure]:
+        """The figure with the least headroom of those that make the outcome what it is, and its name."""
+        found = [(name, figure) for name, figure in self.figures.items() if figure.outcome == self.outcome]
+        return min(found, key=lambda item: item[1].headroom_db)
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        worst = self.worst
-        found = f"the worst step is {worst.row} (timestep {worst.timestep:g}) at {worst.teacher_forced_db:.1f} dB"
-        others = {"temporal": self.temporal_snr_db, "decoder": self.image_snr_db}
-        found += "".join(f", {name} at {value:.1f} dB" for name, value in others.items() if value is not None)
-        return f"{self.runtime}: {'passed' if self.passed else 'FAILED'}: {found}, the gate is {self.gate_db:g} dB"
+        name, figure = self.decisive
+        word = "passed, nearest to its gate is" if self.passed else f"{self.outcome.upper()}:"
+        asked = "budget" if self.quantized and self.gate.fixed_db is None and name.startswith("step") else "gate"
+        return (
+            f"{self.runtime}: {word} {name} at {figure.value_db:.1f} dB "
+            f"({asked} {figure.gate_db:.1f} dB, noise floor {figure.floor_db:.1f} dB)"
+        )
 
 
 def check_parity(
     bundle: Bundle,
     runtime_name: str,
     *,
-    gate_db: float = DEFAULT_GATE_DB,
+    gate: Gate | None = None,
+    floor: Floor | None = None,
     threads: int | None = None,
     observe: Callable[[int, int], None] = lambda done, total: None,
-) -> ParityResult:
-    """Compare a runtime with the bundle's golden trajectories; it passes if every program reaches the gate at every step."""
+) -> tuple[ParityResult, tuple[Evidence, ...]]:
+    """Compare a runtime with the bundle's golden trajectories.
+
+    Args:
+        floor: of this bundle in the program's precision, where it has been measured already.
+
+    Raises:
+        UsageError, InstallationError: no such runtime, or not here.
+        EdgeSDError: a program is missing, damaged, or dies.
+    """
     runtime = find_runtime(runtime_name)
-    found = compare(
-        bundle.path.name,
-        runtime_name,
-        runtime.available().detail,
-        load_denoiser(runtime, bundle, threads),
-        bundle.plan,
-        bundle.golden,
-        gate_db,
-        observe,
-    )
-    programs = {contract.program for contract in bundle.manifest.contracts}
-    goldens = bundle.golden.trajectories
-    worst: dict[str, float] = {}
-    if "temporal" in programs:
-        temporal = runtime.load(bundle, threads, "temporal")
-        labels: list[tuple[NDArray[np.int32], ...]] = [(np.array([y], dtype=np.int32),) for y in bundle.golden.header.labels]
-        labels = labels or [()] * len(goldens)
-        times = bundle.plan.timestep.astype(np.float32)[:, None]
-        worst["temporal_snr_db"] = min(
-            snr_db(golden.features, np.concatenate([temporal(t, *label) for t in times]))
-            for golden, label in zip(goldens, labels, strict=True)
-        )
-    if "decoder" in programs:
-        decoder = runtime.load(bundle, threads, "decoder")
-        worst["image_snr_db"] = min(
-            snr_db(golden.image, decoder(golden.final[None])[0]) for golden in goldens if golden.image is not None
-        )
-    passed = found.passed and all(value >= gate_db for value in worst.values())
-    return found.model_copy(update={**worst, "passed": passed})
+    bundle.program(runtime.target)
+    floor = floor or noise_floor(bundle, precision_of(bundle, runtime.target))
+    evidence = gather(bundle, runtime, threads, observe)
+    return judge(bundle, runtime_name, runtime.available().detail, evidence, floor, gate or Gate()), evidence
 
 
-def compare(
-    bundle_name: str,
-    runtime_name: str,
+def precision_of(bundle: Bundle, target: str) -> Precision:
+    """The arithmetic that a target's denoiser was exported in."""
+    return "fp16" if bundle.program(target).options.get("precision") == "fp16" else "fp32"
+
+
+def judge(
+    bundle: Bundle,
+    runtime: str,
     runtime_version: str,
-    session: Session,
-    plan: Plan,
-    golden: Golden,
-    gate_db: float,
-    observe: Callable[[int, int], None] = lambda done, total: None,
+    evidence: Sequence[Evidence],
+    floor: Floor,
+    gate: Gate,
+    *,
+    quantized: bool | None = None,
+    emulated: bool = False,
 ) -> ParityResult:
-    """Compare a denoiser that is already loaded."""
-    forced = np.full((len(golden.trajectories), len(plan)), np.inf)
-    free = forced.copy()
-    final_snr, final_psnr = [], []
-    for index, reference in enumerate(golden.trajectories):
-        with np.errstate(all="ignore"):  # what is not finite is reported below
-            own = trace(plan, session, golden.header.seed, index, reference.features)
-        for row in range(len(plan)):
-            session.select(int(plan.program[row]))
-            prediction = session(reference.samples[row : row + 1], reference.features[row : row + 1])[0]
-            forced[index, row] = snr_db(reference.predictions[row], prediction)
-            free[index, row] = snr_db(reference.samples[row], own.samples[row])
-            observe(index * len(plan) + row + 1, forced.size)
-        final_snr.append(snr_db(reference.final, own.final))
-        final_psnr.append(psnr_db(reference.final, own.final))
-    steps = tuple(
-        StepParity(
+    """Compare evidence with the golden trajectories; nothing is run.
+
+    Args:
+        quantized: whether the programs hold integers; left out, whether the bundle's do.
+    """
+    goldens = bundle.golden.trajectories
+    if quantized is None:
+        quantized = any(program.layers for program in bundle.manifest.programs)
+    pairs = list(zip(goldens, evidence, strict=True))
+
+    def whole(value_db: float, floor_db: float) -> Figure:
+        wanted = gate.budget_db if quantized and gate.fixed_db is None else gate.fixed_db
+        if wanted is None:
+            return Figure.against_floor(value_db, floor_db, gate.margin_db)
+        return Figure.against_fixed(value_db, floor_db, 0.0 if quantized else gate.margin_db, wanted)
+
+    def band(value_db: float, floor_db: float) -> Figure:
+        if quantized:  # roundings that flip land in any band: the budget is for the whole
+            return Figure(value_db=value_db, floor_db=floor_db, gate_db=None, outcome="passed")
+        return Figure.against_floor(value_db, floor_db, gate.margin_db)
+
+    def step(row: int) -> StepParity:
+        predictions = [(golden.predictions[row], found.forced[row]) for golden, found in pairs]
+        bands = [band_snr_db(*pair) for pair in predictions]
+        return StepParity(
             row=row,
-            timestep=float(plan.timestep[row]),
-            teacher_forced_db=forced[:, row].min(),
-            free_running_db=free[:, row].min(),
+            timestep=float(bundle.plan.timestep[row]),
+            forced=whole(min(snr_db(*pair) for pair in predictions), floor.steps[row]),
+            bands={name: band(min(found[name] for found in bands), floor.bands[row][name]) for name in bands[0]},
+            free_running_db=min(snr_db(golden.samples[row], found.free[row]) for golden, found in pairs),
         )
-        for row in range(len(plan))
-    )
+
+    def other(floor_db: float | None, values: list[float]) -> Figure | None:
+        if floor_db is None or not values:
+            return None
+        return Figure.against_floor(min(values), floor_db, gate.margin_db)
+
     return ParityResult(
-        bundle=bundle_name,
-        runtime=runtime_name,
+        bundle=bundle.path.name,
+        runtime=runtime,
         runtime_version=runtime_version,
-        reference=golden.header.reference,
-        trajectories=len(golden.trajectories),
-        gate_db=gate_db,
-        steps=steps,
-        final_snr_db=min(final_snr),
-        final_psnr_db=min(final_psnr),
-        passed=bool(forced.min() >= gate_db),
+        reference=bundle.golden.header.reference,
+        trajectories=len(goldens),
+        precision=floor.precision,
+        quantized=quantized,
+        emulated=emulated,
+        gate=gate,
+        perturbations=floor.perturbations,
+        steps=tuple(step(row) for row in range(len(bundle.plan))),
+        final=_pictures(goldens, evidence),
+        temporal=other(
+            floor.temporal, [snr_db(golden.features, made) for golden, found in pairs if (made := found.features) is not None]
+        ),
+        decoder=other(
+            floor.decoder,
+            [
+                snr_db(golden.image, found.image)
+                for golden, found in pairs
+                if golden.image is not None and found.image is not None
+            ],
+        ),
     )
+
+
+def _pictures(goldens: Sequence[Trajectory], evidence: Sequence[Evidence]) -> Pictures:
+    drawn = [pictures_of(golden, found) for golden, found in zip(goldens, evidence, strict=True)]
+    similar = [ssim(*pair) for pair in drawn]
+    return Pictures(
+        snr_db=min(snr_db(golden.final, found.last) for golden, found in zip(goldens, evidence, strict=True)),
+        psnr_db=min(psnr_db(*pair) for pair in drawn),
+        ssim=min((value for value in similar if value is not None), default=None),
+    )
+
+
+def pictures_of(golden: Trajectory, evidence: Evidence) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The image that the reference drew and the one that a runtime drew from the same noise, (C, H, W) each."""
+    if golden.image is None or evidence.drawn is None:
+        return golden.final, evidence.last
+    return golden.image, evidence.drawn

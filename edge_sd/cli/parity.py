@@ -8,61 +8,143 @@ import typer
 from edge_sd.cli import _options as option
 
 if TYPE_CHECKING:
-    from edge_sd.runtimes.parity import ParityResult
+    from edge_sd.bundle import Bundle
+    from edge_sd.errors import EdgeSDError
+    from edge_sd.runtimes.evidence import Evidence
+    from edge_sd.runtimes.parity import Gate, ParityResult
+
+_ALL = "all"
 
 
 def parity(
     bundle: Annotated[Path, typer.Argument(help="Bundle NAME.edgesd.")],
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")
+        list[str] | None,
+        typer.Option(
+            "--runtime",
+            help="edge-sd list runtimes; all: emulated ones too; left out: all that run the bundle here, not emulated.",
+        ),
     ] = None,
-    gate: Annotated[float, typer.Option("--gate", help="Lowest decibels allowed at any teacher-forced step.")] = 80.0,
+    gate: Annotated[
+        float | None, typer.Option("--gate", help="Lowest decibels at any teacher-forced step, in place of margin and budget.")
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="How far below the noise floor a lossless program may be, in dB.", min=0)
+    ] = 20.0,
+    budget: Annotated[float, typer.Option("--budget", help="Lowest decibels of a quantized program at any step.")] = 10.0,
     threads: option.Threads = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")
+        Path | None, typer.Option("--output", "-o", help="Folder for parity.json, parity.html and the pictures.")
     ] = None,
+    overwrite: option.Overwrite = False,
     as_json: option.AsJson = False,
 ) -> None:
-    """Compare a runtime with the golden trajectories at every step; exit code 3 where it falls below the gate.
+    """Compare runtimes with the golden trajectories, step by step and band by band; exit code 3 where one is not proved.
 
-    Example: edge-sd parity student.edgesd --runtime onnxruntime --gate 80
+    The gate is measured: the noise floor is the reference against itself with other threads, kernels, layouts and roundings.
+
+    Example: edge-sd parity student.edgesd --runtime onnxruntime --runtime coreml-reference -o parity
     """
     from edge_sd.bundle import open_bundle
-    from edge_sd.cli._console import progress
     from edge_sd.errors import ParityError, UsageError
-    from edge_sd.files import write_model
-    from edge_sd.runtimes.parity import check_parity
+    from edge_sd.report.parity import difference_sheet, write_parity
+    from edge_sd.runtimes.parity import Gate
 
-    names = runtime or ["onnxruntime"]
-    if output is not None and len(names) > 1:
-        raise UsageError("--output takes the result of one runtime", "one --runtime, or --json")
+    if output is not None and output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", "give --overwrite to write into it, or another -o")
     opened = open_bundle(bundle)
-    results = []
-    for name in names:
-        with progress(f"parity of {name}") as update:
-            results.append(
-                check_parity(opened, name, gate_db=gate, threads=threads, observe=lambda done, total: update(done, total, ""))
-            )
-    if output is not None:
-        write_model(output, results[0])
+    found, broken = _results(opened, _names(opened, runtime), Gate(margin_db=margin, budget_db=budget, fixed_db=gate), threads)
+    results = [result for result, _ in found]
+    if output is not None and results:
+        write_parity(output, results, {result.runtime: difference_sheet(opened.golden, evidence) for result, evidence in found})
     if as_json:
         print("[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]")
-    else:
+    elif results:
         _print_tables(results)
-    failed = [result for result in results if not result.passed]
-    if failed:
-        raise ParityError("; ".join(result.verdict for result in failed), "look at the steps above; a lower --gate only hides it")
+    if broken:
+        raise broken[0]
+    unproved = [result for result in results if not result.passed]
+    if unproved:
+        hint = f"edge-sd parity {bundle} --runtime {unproved[0].runtime} -o FOLDER draws where"
+        raise ParityError("; ".join(result.verdict for result in unproved), hint)
+
+
+def _names(bundle: "Bundle", asked: list[str] | None) -> list[str]:
+    """Names of runtimes: those that were asked for, or those that run the bundle's programs on this machine."""
+    from edge_sd.runtimes import runtimes
+
+    if asked and _ALL not in asked:
+        return list(dict.fromkeys(asked))
+    targets = {program.target for program in bundle.manifest.programs}
+    fitting = [runtime for runtime in runtimes().values() if runtime.target in targets and runtime.available().ok]
+    return [runtime.name for runtime in fitting if asked or not runtime.emulated]
+
+
+def _results(
+    bundle: "Bundle", names: list[str], gate: "Gate", threads: int | None
+) -> "tuple[list[tuple[ParityResult, tuple[Evidence, ...]]], list[EdgeSDError]]":
+    """Every runtime's result and evidence, and the errors of those that broke: one does not stop the others."""
+    from edge_sd.cli._console import progress, say
+    from edge_sd.errors import EdgeSDError
+    from edge_sd.runtimes import find_runtime
+    from edge_sd.runtimes.floor import Floor, noise_floor
+    from edge_sd.runtimes.parity import check_parity, precision_of
+
+    floors: dict[str, Floor] = {}
+    found, broken = [], []
+    for name in names:
+        try:
+            precision = precision_of(bundle, find_runtime(name).target)
+            if precision not in floors:
+                with progress(f"noise floor, {precision}") as update:
+                    floors[precision] = noise_floor(bundle, precision, lambda done, total: update(done, total, ""))
+            with progress(f"parity of {name}") as update:
+                found.append(
+                    check_parity(
+                        bundle, name, gate=gate, floor=floors[precision], threads=threads,
+                        observe=lambda done, total: update(done, total, ""),
+                    )
+                )  # fmt: skip
+        except EdgeSDError as error:
+            broken.append(error)
+            if len(names) > 1:
+                say(f"{name}: {error.message}")
+    return found, broken
 
 
 def _print_tables(results: "list[ParityResult]") -> None:
     from edge_sd.cli._console import print_table
 
+    columns = ("step", "timestep", *(f"{result.runtime} forced (free) dB" for result in results))
+    rows = [
+        (steps[0].row, steps[0].timestep, *(f"{step.forced.value_db:.1f} ({step.free_running_db:.1f})" for step in steps))
+        for steps in zip(*(result.steps for result in results), strict=True)
+    ]
+    print_table(f"{results[0].bundle} against {results[0].reference}: SNR at each step", columns, rows)
+    summary = []
     for result in results:
-        rows = [(step.row, step.timestep, step.teacher_forced_db, step.free_running_db) for step in result.steps]
-        columns = ("step", "timestep", "teacher-forced dB", "free-running dB")
-        note = (
-            f"final image: SNR {result.final_snr_db:.1f} dB, PSNR {result.final_psnr_db:.1f} dB "
-            f"(worst of {result.trajectories}; 200 is equal bit for bit)\n"
-            f"SNR = {result.definitions['snr_db']}; PSNR = {result.definitions['psnr_db']}\n{result.verdict}"
+        step, band = result.worst_step, result.worst_band
+        summary.append(
+            (
+                result.runtime + (" (emulated)" if result.emulated else ""),
+                result.outcome,
+                f"{step.forced.value_db:.1f} at step {step.row}",
+                f"{step.forced.gate_db:.1f}",
+                f"{step.forced.floor_db:.1f}",
+                "–" if band is None else f"{band[0].bands[band[1]].value_db:.1f}, {band[1]} at step {band[0].row}",
+                f"{result.lowest_free_db:.1f}",
+                f"{result.final.psnr_db:.1f}",
+                "–" if result.final.ssim is None else f"{result.final.ssim:.4f}",
+            )
         )
-        print_table(f"{result.runtime} ({result.runtime_version}) against {result.reference}", columns, rows, note)
+    first = results[0]
+    wanted = "a stated budget" if first.quantized else f"{first.gate.margin_db:g} dB below the noise floor"
+    note = (
+        f"worst of {first.trajectories} trajectories; 200 dB is equal bit for bit. The gate is {wanted}; the floor is the "
+        f"reference against itself with {', '.join(first.perturbations)}.\n"
+        + "\n".join(f"{name}: {definition}" for name, definition in first.definitions.items())
+        + "\n"
+        + "\n".join(result.verdict for result in results)
+    )
+    names = ("runtime", "outcome", "worst step, dB", "gate", "floor", "worst band, dB", "free-running", "PSNR", "SSIM")
+    print_table("Parity", names, summary, note)

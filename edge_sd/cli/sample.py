@@ -122,7 +122,7 @@ def _from_bundle(
 
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._console import progress
-    from edge_sd.runtimes import find_runtime, load_denoiser, rows_of, sample_bundle
+    from edge_sd.runtimes import find_runtime, isolated, rows_of, sample_bundle
 
     bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
@@ -137,9 +137,11 @@ def _from_bundle(
         bundle, features = replace(bundle, plan=plan), plan.features
     else:
         features = rows_of(bundle, found, label, threads)
-    decoder = found.load(bundle, threads, "decoder") if "decoder" in {c.program for c in bundle.manifest.contracts} else None
+    decodes = "decoder" in {contract.program for contract in bundle.manifest.contracts}
+    decoder = isolated(found, bundle, threads, ("decoder",)) if decodes else None
+    denoiser = isolated(found, bundle, threads, bundle.plan.header.programs)
     with progress("sampling") as update:
         return sample_bundle(
-            load_denoiser(found, bundle, threads), bundle.plan, seed=seed, count=count, features=features, decoder=decoder,
+            denoiser, bundle.plan, seed=seed, count=count, features=features, decoder=decoder,
             observe=lambda done, total: update(done, total, ""),
         )  # fmt: skip

@@ -12,6 +12,7 @@ from edge_sd.errors import UsageError
 from edge_sd.export import TargetOptions
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.models.autoencoder import AutoencoderConfig
+from edge_sd.runtimes.parity import Gate
 from edge_sd.training.config import DistillConfig, TrainConfig
 from edge_sd.validation import Record, validated
 
@@ -108,10 +109,10 @@ class ExportSection(Record):
 
 
 class ParitySection(Record):
-    """Which runtimes must reach which gate."""
+    """Which runtimes must draw what the reference draws, and how closely; see `runtimes.parity.Gate`."""
 
     runtimes: tuple[str, ...] = ("onnxruntime",)
-    gate_db: float = 80.0
+    gate: Gate = Gate()
 
 
 class BenchSection(Record):

@@ -15,14 +15,16 @@ from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import ParityError, UsageError
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.export import ExportRequest, export_bundle, find_targets
-from edge_sd.files import fingerprint, read_model, write_model, write_tensors, write_text
+from edge_sd.files import fingerprint, read_model, write_bytes, write_model, write_tensors, write_text
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.assemble import SampleHeader, assemble
+from edge_sd.report.parity import difference_sheet
 from edge_sd.report.render import write_report
-from edge_sd.runtimes import find_runtime, load_denoiser, runtimes, sample_bundle
-from edge_sd.runtimes.parity import ParityResult, check_parity
+from edge_sd.runtimes import find_runtime, isolated, runtimes, sample_bundle
+from edge_sd.runtimes.floor import Floor, noise_floor
+from edge_sd.runtimes.parity import ParityResult, check_parity, precision_of
 from edge_sd.sampling import decode, sample_model
 from edge_sd.training import distill
 from edge_sd.training.loop import CHECKPOINT, METRICS
@@ -184,13 +186,15 @@ class Run:
         choice, bundle = self.config.sample, open_bundle(self.bundle_path)
         runtime = next((name for name in self.config.parity.runtimes if name != "torch"), "torch")
         student = load_checkpoint(self.student_path)
-        decoder = find_runtime(runtime).load(bundle, program="decoder") if self.config.autoencoder is not None else None
+        found = find_runtime(runtime)
+        decoder = isolated(found, bundle, programs=("decoder",)) if self.config.autoencoder is not None else None
+        denoiser = isolated(found, bundle, programs=bundle.plan.header.programs)
         drawn = {
             "real": self.learning.images.centre[: choice.count].astype(np.float32) / 127.5 - 1,
             "teacher": self._from_torch(self.learning.open_teacher().checkpoint, "teacher's samples"),
             "student": self._from_torch(student, "student's samples"),
             "exported": sample_bundle(
-                load_denoiser(find_runtime(runtime), bundle), bundle.plan, seed=choice.seed, count=choice.count, decoder=decoder,
+                denoiser, bundle.plan, seed=choice.seed, count=choice.count, decoder=decoder,
                 observe=lambda done, total: self.update("exported student's samples", done, total, runtime),
             ),
         }  # fmt: skip
@@ -217,18 +221,27 @@ class Run:
     def _parity(self) -> list[ParityResult]:
         section, inputs = self.config.parity, {"bundle": hash_of(self.bundle_path)}
         paths = {name: self.out / "parity" / f"{name}.json" for name in section.runtimes}
+        floors: dict[str, Floor] = {}
+
+        def action(name: str, path: Path) -> None:
+            bundle = open_bundle(self.bundle_path)
+            precision = precision_of(bundle, find_runtime(name).target)
+            if precision not in floors:
+                floors[precision] = noise_floor(bundle, precision, lambda d, t: self.update("noise floor", d, t, ""))
+            result, evidence = check_parity(
+                bundle,
+                name,
+                gate=section.gate,
+                floor=floors[precision],
+                observe=lambda d, t: self.update(f"parity of {name}", d, t, ""),
+            )
+            write_bytes(path.with_suffix(".png"), difference_sheet(bundle.golden, evidence))
+            write_model(path, result)
+
         for name, path in paths.items():
-
-            def action(name: str = name, path: Path = path) -> None:
-                result = check_parity(
-                    open_bundle(self.bundle_path),
-                    name,
-                    gate_db=section.gate_db,
-                    observe=lambda d, t: self.update(f"parity of {name}", d, t, ""),
-                )
-                write_model(path, result)
-
-            self.stages.run(f"parity-{name}", {"gate_db": section.gate_db}, inputs, [path], action)
+            outputs = [path, path.with_suffix(".png")]
+            settings = section.gate.model_dump(mode="json")
+            self.stages.run(f"parity-{name}", settings, inputs, outputs, lambda name=name, path=path: action(name, path))  # type: ignore[misc]
         return [read_model(ParityResult, path) for path in paths.values()]
 
     def _bench(self) -> list[BenchResult]:
@@ -262,6 +275,7 @@ class Run:
             self.sample_paths(),
             self.out / "samples" / "gates.safetensors",
             parity,
+            {result.runtime: self.out / "parity" / f"{result.runtime}.png" for result in parity},
             bench,
             self.stages.seconds,
         )

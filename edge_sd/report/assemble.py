@@ -40,6 +40,7 @@ def assemble(
     sample_paths: Mapping[str, Path],
     gates_path: Path,
     parity: Sequence[ParityResult],
+    parity_pictures: Mapping[str, Path],
     bench: Sequence[BenchResult],
     seconds: Mapping[str, float],
 ) -> RunReport:
@@ -61,6 +62,7 @@ def assemble(
         bundle=bundle_path.name,
         bundle_bytes={file: entry.bytes for file, entry in bundle.manifest.files.items()},
         parity=list(parity),
+        parity_pictures={name: f"{path.parent.name}/{path.name}" for name, path in parity_pictures.items()},
         bench=list(bench),
         seconds=dict(seconds),
     )

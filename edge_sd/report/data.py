@@ -53,7 +53,7 @@ class Gates(Record):
 class RunReport(Record):
     """See the parts."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["report"] = "report"
     name: str
     config: dict[str, Any]
@@ -69,5 +69,6 @@ class RunReport(Record):
     bundle: str
     bundle_bytes: dict[str, int]
     parity: list[ParityResult]
+    parity_pictures: dict[str, str]  # runtime → PNG, relative to report.json
     bench: list[BenchResult]
     seconds: dict[str, float]  # of each stage

@@ -1,7 +1,8 @@
 """The picture of an evaluation: both spectra, the gap between them, and the distance in every wavelet band."""
 
 from edge_sd.evaluation.record import Evaluation
-from edge_sd.report.figures import _subplots, png
+from edge_sd.report.figures import _subplots
+from edge_sd.report.page import png
 
 _REAL, _GENERATED = "#222222", "#d62728"
 _BAND = "wavelet SWD "

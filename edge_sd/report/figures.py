@@ -1,9 +1,10 @@
 """The report's figures, as PNG bytes. matplotlib's object interface is used: no global state, no display."""
 
-import io
 from typing import TYPE_CHECKING
 
 from edge_sd.report.data import RunReport
+from edge_sd.report.page import png
+from edge_sd.report.parity import curves, heat_maps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +15,9 @@ _BANDS = ("LL", "LH", "HL", "HH")
 
 
 def figures(report: RunReport) -> dict[str, bytes]:
-    """Draw everything: {"loss": PNG, "spectrum": PNG, "parity": PNG, "latency": PNG[, "gates": PNG]}."""
-    drawn = {"loss": _loss(report), "spectrum": _spectrum(report), "parity": _parity(report), "latency": _latency(report)}
+    """Draw everything: {"loss": PNG, "spectrum": PNG, "parity": PNG, "bands": PNG, "latency": PNG[, "gates": PNG]}."""
+    drawn = {"loss": _loss(report), "spectrum": _spectrum(report), "latency": _latency(report)}
+    drawn |= {"parity": curves(report.parity), "bands": heat_maps(report.parity)}
     if report.gates:
         drawn["gates"] = _gates(report)
     return drawn
@@ -30,13 +32,6 @@ def _subplots(columns: int, width: float = 4.6) -> "tuple[Figure, list[Axes]]":
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def png(figure: "Figure") -> bytes:
-    """A figure as PNG bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 def _loss(report: RunReport) -> bytes:
@@ -61,18 +56,6 @@ def _spectrum(report: RunReport) -> bytes:
     left.set(title=f"power spectrum, {report.sample_count} samples each", xlabel="cycles / pixel", xscale="log", yscale="log")
     right.set(title="power against real images'", xlabel="cycles / pixel", yscale="log")
     for ax in (left, right):
-        ax.legend(frameon=False)
-    return png(figure)
-
-
-def _parity(report: RunReport) -> bytes:
-    figure, axes = _subplots(max(len(report.parity), 1), 6.0)
-    for ax, result in zip(axes, report.parity, strict=False):
-        rows = [step.row for step in result.steps]
-        ax.plot(rows, [step.teacher_forced_db for step in result.steps], "o-", label="teacher-forced prediction")
-        ax.plot(rows, [step.free_running_db for step in result.steps], "s--", label="free-running sample")
-        ax.axhline(result.gate_db, color="#d62728", linewidth=1, label=f"gate {result.gate_db:g} dB")
-        ax.set(title=f"{result.runtime}: SNR against the reference", xlabel="step", ylabel="dB", ylim=(0, None))
         ax.legend(frameon=False)
     return png(figure)
 

@@ -10,7 +10,7 @@ from edge_sd.quantize.checkpoint import BlockRecord
 from edge_sd.quantize.grid import ActivationGrid
 from edge_sd.quantize.quality import Quality
 from edge_sd.quantize.ranges import Observations, groups_of
-from edge_sd.report.figures import png
+from edge_sd.report.page import png
 from edge_sd.validation import Record
 
 

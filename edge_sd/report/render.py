@@ -1,14 +1,12 @@
 """The page and the card, both from report.json and the pictures beside it."""
 
-import base64
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_model, write_bytes, write_model, write_text
 from edge_sd.report.data import RunReport
 from edge_sd.report.figures import figures
+from edge_sd.report.page import data_url, template
 
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 
@@ -22,15 +20,16 @@ def write_report(report: RunReport, folder: Path) -> None:
     context = {"report": report, "summary": summary(report)}
     write_text(
         folder / HTML,
-        _template("report.html.j2").render(
+        template("report.html.j2").render(
             **context,
-            figures={name: _data_url(png) for name, png in drawn.items()},
-            samples={role: _data_url(png) for role, png in pictures.items()},
+            figures={name: data_url(png) for name, png in drawn.items()},
+            samples={role: data_url(png) for role, png in pictures.items()},
+            differences={name: data_url(_read_png(folder / path)) for name, path in report.parity_pictures.items()},
         ),
     )
     write_text(
         folder / MARKDOWN,
-        _template("report.md.j2").render(
+        template("report.md.j2").render(
             **context, figures={name: f"figures/{name}.png" for name in drawn}, samples=report.samples
         ),
     )
@@ -69,21 +68,8 @@ def summary(report: RunReport) -> list[str]:
     return lines
 
 
-def _template(name: str) -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=name.endswith(".html.j2"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string((files("edge_sd.report") / name).read_text("utf-8"))
-
-
 def _read_png(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise EdgeSDError(f"cannot read {path}: {error.strerror}", "edge-sd run draws it again") from error
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
