@@ -91,7 +91,7 @@ def from_bytes(data: bytes, type_: TensorType) -> NDArray[Any]:
         return (np.frombuffer(data, np.uint8) != 0).reshape(type_.shape)
     if type_.dtype not in _NUMPY:
         return np.frombuffer(data, np.dtype(type_.dtype).newbyteorder("<")).reshape(type_.shape)
-    unpacked = unpack(np.frombuffer(data, np.uint8), type_.bits, type_.count)
+    unpacked: NDArray[Any] = unpack(np.frombuffer(data, np.uint8), type_.bits, type_.count)
     if type_.dtype == "int4":
         unpacked = np.where(unpacked > 7, unpacked.astype(np.int16) - 16, unpacked)
     return unpacked.astype(_NUMPY[type_.dtype]).reshape(type_.shape)
@@ -100,7 +100,8 @@ def from_bytes(data: bytes, type_: TensorType) -> NDArray[Any]:
 def unpack(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
     """The first `count` unsigned integers of `bits` bits each, the lowest bits of the first byte first. => (count,)"""
     flat = np.unpackbits(data, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(flat, axis=1, bitorder="little").reshape(count)
+    found: NDArray[np.uint8] = np.packbits(flat, axis=1, bitorder="little").reshape(count)
+    return found
 
 
 def read_constant(path: Path, value: Any, weights: Weights, what: str) -> tuple[Constant, TensorType]:
@@ -119,7 +120,7 @@ def read_constant(path: Path, value: Any, weights: Weights, what: str) -> tuple[
     if immediate.WhichOneof("value") != "tensor":
         raise damaged(path, f"{what} holds {immediate.WhichOneof('value') or 'nothing'} where a tensor should be")
     held = immediate.tensor.WhichOneof("value")
-    numbers = getattr(immediate.tensor, held).values if held else ()
+    numbers: Any = getattr(immediate.tensor, held).values if held else ()
     if held == "strings" and type_.dtype == "string" and type_.shape == () and len(numbers) == 1:
         return str(numbers[0]), type_
     size, wanted = len(numbers), packed_bytes(type_) if held == "bytes" and type_.kind != "string" else type_.count

@@ -1,12 +1,20 @@
 """Activations."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edge_sd.runtimes.mil.operators import Arguments, operator, unfolded
 
-SIMPLE = {"relu": F.relu, "relu6": F.relu6, "sigmoid": torch.sigmoid, "silu": F.silu, "softsign": F.softsign}
+SIMPLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softsign": F.softsign,
+}
 
 
 def _simple(name: str) -> None:

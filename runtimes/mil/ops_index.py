@@ -22,7 +22,7 @@ def gather(a: Arguments) -> Tensor:
         raise ValueError(f"{batch} batch dimensions of {list(x.shape)} and {list(indices.shape)} before axis {axis}")
     pairs = zip(x.flatten(0, batch - 1), indices.flatten(0, batch - 1), strict=True)
     found = torch.stack([_taken(one, places, axis - batch) for one, places in pairs])
-    return found.unflatten(0, x.shape[:batch])
+    return found.reshape(*x.shape[:batch], *found.shape[1:])
 
 
 def _taken(x: Tensor, indices: Tensor, axis: int) -> Tensor:
@@ -50,7 +50,8 @@ def gather_nd(a: Arguments) -> Tensor:
     if not 0 < batch < min(x.ndim, indices.ndim) or x.shape[:batch] != indices.shape[:batch]:
         raise ValueError(f"{batch} batch dimensions of {list(x.shape)} and {list(indices.shape)}")
     pairs = zip(x.flatten(0, batch - 1), indices.flatten(0, batch - 1), strict=True)
-    return torch.stack([one[places.unbind(-1)] for one, places in pairs]).unflatten(0, x.shape[:batch])
+    found = torch.stack([one[places.unbind(-1)] for one, places in pairs])
+    return found.reshape(*x.shape[:batch], *found.shape[1:])
 
 
 @operator("one_hot")

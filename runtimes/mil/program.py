@@ -167,10 +167,9 @@ def _model_file(path: Path) -> Path:
 def _read(model: Path) -> Any:
     with quiet():
         from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
     try:
         return Model_pb2.Model.FromString(model.read_bytes())
-    except (OSError, DecodeError) as error:
+    except Exception as error:  # protobuf's DecodeError, where there is a file at all
         raise damaged(model, f"it cannot be read: {error}") from error
 
 
