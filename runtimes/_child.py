@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 # By exit code, so that an error is the same on both sides.
 ERRORS = {int(kind.code): kind for kind in (EdgeSDError, UsageError, ParityError, DeviceError, InstallationError)}
-# ExecuTorch's notices on its way to work.
-_CHATTER = re.compile(r"[DI] \d\d:\d\d:\d\d\.|\[\w+\.cpp:\d+\]|Error in cpuinfo")
+# ExecuTorch's notices on its way to work, and the runner's progress.
+_CHATTER = re.compile(r"[DI] \d\d:\d\d:\d\d\.|\[\w+\.cpp:\d+\]|Error in cpuinfo|step \d+ of \d+$")
 _MEMORY = "free some memory, or take a smaller model; edge-sd inspect forecasts what a bundle needs"
 
 
@@ -113,7 +113,7 @@ class ChildSession(Session):
     def _ended(self, error: Exception) -> EdgeSDError:
         """What to say of a child that does not answer."""
         try:
-            status: int | None = self._process.wait(5)
+            status: int | None = self._process.wait(2)
         except subprocess.TimeoutExpired:  # it closed its output, or spoke nonsense, and goes on
             status = None
         said = last_lines(self._log)

@@ -89,14 +89,18 @@ def encode_ready(ready: Ready) -> bytes:
 
 def encode_fault(fault: Fault) -> bytes:
     """What a call comes to that cannot be answered. Texts too long for a frame are cut."""
-    cut = MOST_TEXT // 16  # JSON writes one character in six at most, UTF-8 in four
     return _encode_text(
-        Status.FAULT, fault.model_copy(update={"message": fault.message[:cut], "hint": fault.hint[:cut]}).model_dump_json()
+        Status.FAULT, Fault(message=_cut(fault.message), hint=_cut(fault.hint), code=fault.code).model_dump_json()
     )
 
 
+def _cut(text: str) -> str:
+    """JSON makes six bytes of a character at most; a file's name may hold what UTF-8 does not."""
+    return text[: MOST_TEXT // 16].encode(errors="replace").decode()
+
+
 def _encode_text(status: Status, text: str) -> bytes:
-    data = text.encode(errors="replace")
+    data = text.encode()
     return struct.pack("<2I", status, len(data)) + data
 
 

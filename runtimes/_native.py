@@ -124,7 +124,7 @@ def build(machine: Machine) -> Path:
             if not folder.is_dir():
                 sdk = _aarch64_wheel() if machine.name else _installed_wheel()
                 with new_folder(folder, overwrite=False) as new:
-                    _compile(machine, sdk, new, folder.with_suffix(".log"))
+                    _compile(machine, sdk, new, _beside(folder, "log"))
     return folder
 
 
@@ -158,12 +158,16 @@ def _key(machine: Machine) -> str:
     return f"{machine.architecture}-" + fingerprint([sources, version("executorch"), machine.architecture, compiler])
 
 
+def _beside(folder: Path, kind: str) -> Path:
+    return folder.with_name(f"{folder.name}.{kind}")
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process makes the folder, the others wait; what a killed one left behind is cleared away."""
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with FileLock(_beside(folder, "lock")):
             for left in folder.parent.glob(f".{folder.name}.*.part"):
                 shutil.rmtree(left, ignore_errors=True)
             yield
@@ -201,7 +205,7 @@ def _aarch64_wheel() -> Path:
         with _locked(folder):
             if not folder.is_dir():
                 with new_folder(folder, overwrite=False) as new:
-                    _fetch(wanted, new, folder.with_suffix(".log"))
+                    _fetch(wanted, new, _beside(folder, "log"))
     return folder / "executorch"
 
 

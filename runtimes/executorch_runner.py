@@ -122,7 +122,7 @@ class _Runner(Runtime, LoadsTogether):
             output.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 (our own runner)
         if done.returncode:
-            said = last_words(done.stderr.decode(errors="replace"), 1)
+            said = last_words(done.stderr.decode(errors="replace"))
             raise EdgeSDError(
                 f"{self.name}: the proof of {bundle.path} {ending(done.returncode)}" + (f": {said}" if said else ""),
                 "edge-sd inspect shows whether the bundle is whole",

@@ -111,7 +111,7 @@ class Prover {
     out_.add(prefix + "forced", steps, forced);
     out_.add(prefix + "free", steps, before);
     out_.add(prefix + "last", golden_.sample, loop.x());
-    if (decoder_) decode(index);
+    if (decoder_) decode(index, loop.x());
   }
 
   std::vector<float> predict(size_t row, const float* sample, const float* features) {
@@ -120,12 +120,16 @@ class Prover {
     return finite(program, inputs, calls_ms_, "at step " + std::to_string(row));
   }
 
-  void decode(size_t index) {
+  // The reference's last sample, which is compared, and the runner's own, which is a picture.
+  void decode(size_t index, const std::vector<float>& last) {
     const Trajectory& golden = golden_.trajectories[index];
-    std::vector<Tensor> inputs = {tensor_of(batched(golden_.sample), golden.last.data())};
-    const std::vector<float> image = finite(*decoder_, inputs, decoder_ms_, "of trajectory " + std::to_string(index));
+    const std::string prefix = std::to_string(index) + ".", where = "of trajectory " + std::to_string(index);
+    std::vector<Tensor> theirs = {tensor_of(batched(golden_.sample), golden.last.data())};
+    const std::vector<float> image = finite(*decoder_, theirs, decoder_ms_, where);
     lower(image_, snr_db(golden.image.data(), image.data(), image.size()));
-    out_.add(std::to_string(index) + ".image", *golden_.image, image);
+    out_.add(prefix + "image", *golden_.image, image);
+    std::vector<Tensor> ours = {tensor_of(batched(golden_.sample), last.data())};
+    out_.add(prefix + "drawn", *golden_.image, finite(*decoder_, ours, decoder_ms_, where));
   }
 
   static std::vector<float> finite(Program& program, std::vector<Tensor>& inputs, std::vector<double>& times, const std::string& where) {
