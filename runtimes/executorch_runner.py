@@ -16,27 +16,11 @@ from edge_sd.runnable import Availability, Session
 from edge_sd.runtimes._child import ChildSession, LoadsTogether, ending, last_words
 from edge_sd.runtimes._native import AARCH64, HOST, Machine, command, tools_available
 from edge_sd.runtimes._runtime import Runtime
+from edge_sd.runtimes.evidence import header_of
 from edge_sd.validation import Record
 
 # The delegate that the runner is linked with.
 _DELEGATE = "xnnpack"
-
-
-class EvidenceHeader(Record):
-    """What the file that a proof leaves says of itself.
-
-    Its tensors, float32, of trajectory i over N steps: `i.forced`, the predictions from the golden's samples, (N, C, H, W);
-    `i.free`, x before each step of the runner's own loop, (N, C, H, W); `i.last`, (C, H, W); `i.image`, of the golden's last
-    sample, where there is a decoder.
-    """
-
-    schema_version: Literal[1] = 1
-    kind: Literal["evidence"] = "evidence"
-    bundle_digest: str
-    runtime: str
-    runtime_version: str
-    emulated: bool
-    threads: int | None
 
 
 class ProofStep(Record):
@@ -97,24 +81,17 @@ class _Runner(Runtime, LoadsTogether):
         """Follow the bundle's golden trajectories by the runner alone, as a device without Python does.
 
         Args:
-            output: where the evidence goes, a safetensors file with an `EvidenceHeader`.
+            output: where the evidence goes, see `evidence.load_evidence`.
 
         Raises:
             EdgeSDError: the runner fails: a damaged file, a prediction that is not finite, a full disk.
             InstallationError: it cannot be built.
         """
-        header = EvidenceHeader(
-            bundle_digest=bundle.manifest.digest,
-            runtime=self.name,
-            runtime_version=self.available().detail,
-            emulated=self.emulated,
-            threads=threads,
-        )
         arguments = [
             *command(self.machine), "prove", "--plan", str(bundle.path / PLAN), "--golden", str(bundle.path / GOLDEN),
             *_repeated("--program", [_program(bundle, name) for name in bundle.plan.header.programs]),
-            "--seed", str(bundle.golden.header.seed), "--header", header.model_dump_json(), "--output", str(output),
-            *_threads(threads),
+            "--seed", str(bundle.golden.header.seed), "--header", header_of(bundle, self).model_dump_json(),
+            "--output", str(output), *_threads(threads),
         ]  # fmt: skip
         if any(contract.program == "decoder" for contract in bundle.manifest.contracts):
             arguments += ["--decoder", _program(bundle, "decoder")]

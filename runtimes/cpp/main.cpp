@@ -49,6 +49,10 @@ void parent_changed(int) {
 void prepare() {
   for (const int number : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL}) std::signal(number, crashed);
   std::signal(SIGPIPE, SIG_IGN);
+}
+
+// Whoever serves does so for its parent alone. (The end of requests tells too, but not in the middle of a call.)
+void end_with_parent() {
 #ifdef __linux__
   parent = getppid();
   struct sigaction action = {};
@@ -99,6 +103,7 @@ Options options_of(const std::vector<std::string>& words, const Options& known) 
 const std::vector<std::string> kNeeded = {"needed"}, kOptional = {};
 
 void serve(const std::vector<std::string>& words) {
+  end_with_parent();
   const int out = take_output();
   const Options options = options_of(words, {{"--program", kNeeded}, {"--threads", kOptional}});
   frames::serve(options.at("--program"), 0, out);

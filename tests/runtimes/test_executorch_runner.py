@@ -33,6 +33,7 @@ from edge_sd.runtimes import find_runtime, load_denoiser
 from edge_sd.runtimes._child import ChildSession, isolated
 from edge_sd.runtimes._frames import encode_request
 from edge_sd.runtimes._native import HOST, command
+from edge_sd.runtimes.evidence import load_evidence
 from edge_sd.runtimes.executorch_runner import ExecuTorchRunner, ExecuTorchRunnerAarch64, _Runner
 from edge_sd.sampling import plan_features
 
@@ -186,6 +187,9 @@ def test_what_is_proved_is_what_the_evidence_says(bundle: Bundle, tmp_path: Path
     """The figures, computed again from the tensors."""
     path, proof = ExecuTorchRunner().prove(bundle, 1, tmp_path / "evidence.safetensors")
     found, goldens = load_file(path), bundle.golden.trajectories
+    header, evidence = load_evidence(path, bundle)
+    assert (header.runtime, header.bundle_digest) == ("executorch-runner", bundle.manifest.digest)
+    np.testing.assert_array_equal(evidence[1].forced, found["1.forced"])
     for step in proof.steps:
         forced = [snr_db(golden.predictions[step.row], found[f"{i}.forced"][step.row]) for i, golden in enumerate(goldens)]
         free = [snr_db(golden.samples[step.row], found[f"{i}.free"][step.row]) for i, golden in enumerate(goldens)]
