@@ -110,17 +110,9 @@ def sources(
         select(denoiser, int(number or 0))
         # A copy, because NumPy gives a dimension that was added the stride 0, and ExecuTorch takes no such tensor.
         example = tuple(torch.from_numpy(value.copy()) for value in examples[name])
-        try:
-            with torch.no_grad():
-                exported = torch.export.export(modules[name], example)
-        except Exception as error:  # whatever the tracer stumbles over is a fault of the program
-            raise EdgeSDError(
-                f"torch.export cannot take the {contract.program}: {str(error).strip().splitlines()[0]}",
-                "edge-sd doctor shows the versions that were tested together",
-            ) from error
         found.append(
             Source(
-                _without_traces(exported),
+                exported_program(modules[name], example, contract.program),
                 example,
                 contract,
                 () if name == "temporal" else tuple(rewrites),
@@ -128,6 +120,22 @@ def sources(
             )
         )
     return found
+
+
+def exported_program(module: nn.Module, example: tuple[Tensor, ...], name: str) -> torch.export.ExportedProgram:
+    """Take a module through torch.export.
+
+    Raises:
+        EdgeSDError: torch.export cannot follow it.
+    """
+    try:
+        with torch.no_grad():
+            return _without_traces(torch.export.export(module, example))
+    except Exception as error:  # whatever the tracer stumbles over is a fault of the program
+        raise EdgeSDError(
+            f"torch.export cannot take the {name}: {str(error).strip().splitlines()[0]}",
+            "edge-sd doctor shows the versions that were tested together",
+        ) from error
 
 
 def _without_traces(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

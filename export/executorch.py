@@ -96,6 +96,18 @@ class ExecuTorchTarget(Target):
         """A .pte has no metadata: its contract is the manifest's, which holds the file's hash."""
 
 
+def lowered_program(source: Source, delegate: str) -> bytes:
+    """A .pte of one program, as `export` makes it; whatever its outputs are.
+
+    Raises:
+        EdgeSDError: ExecuTorch cannot lower it.
+    """
+    if source.recipe is not None:
+        source = replace(source, exported=for_xnnpack(source.exported, source.recipe).exported)
+    buffer: bytes = _lower([source], delegate)[1].buffer
+    return buffer
+
+
 def _partitioner(delegate: str) -> Any:
     if delegate == "coreml":
         from executorch.backends.apple.coreml.partition import CoreMLPartitioner

@@ -120,6 +120,8 @@ def build(machine: Machine) -> Path:
     if not available.ok:
         raise InstallationError(f"the C++ runner: {available.detail}", available.remedy)
     folder = cache() / _key(machine)
+    if ";" in f"{folder}{SOURCES}":  # CMake would write to what stands behind it
+        raise InstallationError(f"the C++ runner cannot be built in {folder}: CMake takes no semicolon", "set XDG_CACHE_HOME")
     if not folder.is_dir():
         with _locked(folder):
             if not folder.is_dir():

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import reseal
 from edge_sd.bundle import Golden, Manifest, Trajectory, file_entries, open_bundle, trace, write_bundle
 from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.manifest import CARD, GOLDEN, MANIFEST, PLAN, REFERENCE
@@ -40,12 +41,6 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)
     (bundle / MANIFEST).write_text(json.dumps(manifest))
-
-
-def hash_again(bundle: Path) -> None:
-    """Make a manifest agree with files that were changed, so that only their content can be refused."""
-    manifest = Manifest.model_validate_json((bundle / MANIFEST).read_bytes())
-    write_model(bundle / MANIFEST, manifest.model_copy(update={"files": file_entries(bundle)}).sealed())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -259,7 +254,7 @@ def test_a_contract_of_another_plan(change: dict[str, Any], copied: Path) -> Non
 def test_a_plan_of_another_schedule(copied: Path) -> None:
     bundle = open_bundle(copied)
     compile_plan(SCHEDULES["linear"], 4, prediction="v").with_features(bundle.plan.features).save(copied / PLAN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match="the plan is of another schedule or prediction"):
         open_bundle(copied)
 
@@ -267,7 +262,7 @@ def test_a_plan_of_another_schedule(copied: Path) -> None:
 def test_a_plan_with_too_few_features(copied: Path) -> None:
     bundle = open_bundle(copied)
     bundle.plan.with_features(bundle.plan.features[:, :-1]).save(copied / PLAN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match="time features, the program takes"):
         open_bundle(copied)
 
@@ -278,7 +273,7 @@ def test_a_plan_of_other_rows_than_the_contracts(copied: Path) -> None:
     header = bundle.manifest
     other = compile_plan(header.noise_schedule, 4, prediction=header.prediction, spacing="leading", solver="ddim")
     other.with_features(bundle.plan.features).save(copied / PLAN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match=r"the contracts are of another plan than plan\.safetensors"):
         open_bundle(copied)
 
@@ -289,7 +284,7 @@ def test_a_golden_value_that_is_not_finite(field: str, bad: float, copied: Path)
     golden = open_bundle(copied).golden
     getattr(golden.trajectories[1], field).flat[7] = bad
     golden.save(copied / GOLDEN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match=rf"golden\.safetensors: tensor 1\.{field} holds a NaN or an infinity"):
         open_bundle(copied)
 
@@ -317,7 +312,7 @@ def _decode(golden: Golden) -> tuple[Trajectory, ...]:
 def test_goldens_that_do_not_fit_the_plan(change: Callable[[Golden], tuple[Trajectory, ...]], copied: Path) -> None:
     golden = open_bundle(copied).golden
     Golden(golden.header, change(golden)).save(copied / GOLDEN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match=r"golden\.safetensors does not hold float32 trajectories of 4 steps"):
         open_bundle(copied)
 
@@ -325,7 +320,7 @@ def test_goldens_that_do_not_fit_the_plan(change: Callable[[Golden], tuple[Traje
 def test_labels_that_are_not_one_a_trajectory(copied: Path) -> None:
     golden = open_bundle(copied).golden
     Golden(golden.header.model_copy(update={"labels": (0,)}), golden.trajectories).save(copied / GOLDEN)
-    hash_again(copied)
+    reseal(copied)
     with pytest.raises(EdgeSDError, match=r"golden\.safetensors has 1 labels for 2 trajectories"):
         open_bundle(copied)
 
@@ -531,8 +526,8 @@ def test_300_mutated_tensor_files_raise_nothing_but_our_errors(data: st.DataObje
     word = data.draw(st.sampled_from([(b"", b""), (b'"F32"', b'"BF16"'), (b'"F64"', b'"F16"'), (b'"F64"', b'"F8_E4M3"')]))
     (bare / name).write_bytes(bytes(head).replace(*word) + original[len(head) :])
     try:
-        hash_again(bare)
+        reseal(bare)
         open_or_refuse(bare)
     finally:
         (bare / name).write_bytes(original)
-        hash_again(bare)
+        reseal(bare)

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 import edge_sd
+from damage import reseal
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
 from edge_sd.export import ExportRequest, export_bundle
+from edge_sd.files import read_model
+from edge_sd.report.parity import ParityReport
 from verbs import Outcome, call
 
 VERBS = (
@@ -160,8 +165,25 @@ def test_a_bundle_can_be_drawn_from_by_another_plan(bundle: Path, checkpoint: Pa
 def test_parity_prints_every_step_and_the_verdict(bundle: Path) -> None:
     done = call("parity", bundle)
     assert done.code == 0
-    assert "onnxruntime: passed: the worst step is" in done.out
-    assert all(title in done.out for title in ("teacher-forced dB", "free-running dB", "SNR = "))
+    assert all(f"{name}: passed, nearest to its gate is" in done.out for name in ("onnxruntime", "torch"))
+    assert all(title in done.out for title in ("forced", "(free)", "floor", "snr_db: 10·log10", "the sample's last bit"))
+
+
+def test_parity_writes_a_page_with_the_pictures(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parity of it"
+    done = call("parity", bundle, "--runtime", "onnxruntime", "-o", out)
+    assert done.code == 0
+    assert {path.name for path in out.iterdir()} == {"parity.json", "parity.html", "onnxruntime.png"}
+    (result,) = read_model(ParityReport, out / "parity.json").results
+    assert (result.runtime, result.outcome) == ("onnxruntime", "passed")
+    page = (out / "parity.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    with Image.open(out / "onnxruntime.png") as picture:
+        width, height = picture.size
+    assert width / height == pytest.approx(3 / len(open_bundle(bundle).golden.trajectories), rel=0.05)
+    assert call("parity", bundle, "--runtime", "onnxruntime", "-o", out).failed_with(2, "exists", "--overwrite")
+    assert call("parity", bundle, "--runtime", "onnxruntime", "-o", out, "--overwrite").code == 0
 
 
 def test_bench_prints_its_figures(bundle: Path) -> None:
@@ -189,11 +211,10 @@ def test_lists_for_people_hold_the_same_names() -> None:
 
 def test_parity_is_clean_json_even_where_it_fails(bundle: Path) -> None:
     done = call("parity", bundle, "--runtime", "onnxruntime", "--runtime", "torch", "--gate", 300, "--json")
-    assert done.failed_with(3, "onnxruntime: FAILED", "torch: FAILED")
-    assert [(result["runtime"], result["passed"]) for result in json.loads(done.out)] == [
-        ("onnxruntime", False),
-        ("torch", False),
-    ]
+    assert done.failed_with(3, "onnxruntime: INCONCLUSIVE", "torch: INCONCLUSIVE")
+    results = json.loads(done.out)
+    assert [result["runtime"] for result in results] == ["onnxruntime", "torch"]
+    assert {step["forced"]["outcome"] for result in results for step in result["steps"]} == {"inconclusive"}
 
 
 def test_bench_is_clean_json_and_the_same_on_disk(bundle: Path, tmp_path: Path) -> None:
@@ -302,8 +323,10 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
         (("export", "CHECKPOINT", "--target", "onnx", "-o", "BUNDLE"), ["exists", "--overwrite"]),
         (("export", "CHECKPOINT", "--target", "onnx", "--overwrite", "-o", "EMPTY.edgesd"), ["is no bundle"]),
         (("parity", "EMPTY"), ["is not a bundle"]),
-        (("parity", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'", "executorch, onnxruntime, torch"]),
-        (("parity", "BUNDLE", "--runtime", "torch", "--runtime", "onnxruntime", "-o", "OUT"), ["one runtime"]),
+        (
+            ("parity", "BUNDLE", "--runtime", "gpu"),
+            ["unknown runtime 'gpu'", "executorch, executorch-runner", "onnxruntime, torch"],
+        ),
         (("bench", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'"]),
         (("bench", "BUNDLE", "--device", "phone"), ["unknown device 'phone'", "host"]),
         (("run", "OUT.yaml"), ["cannot read", "demo"]),
@@ -411,7 +434,9 @@ def test_a_bundle_that_was_not_exported_for_the_runtime(checkpoint: Path, tmp_pa
     path = tmp_path / "bare.edgesd"
     export_bundle(load_checkpoint(checkpoint), path, ExportRequest((), steps=2))
     for verb in ("parity", "bench"):
-        assert call(verb, path).failed_with(1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx")
+        assert call(verb, path, "--runtime", "onnxruntime").failed_with(
+            1, "holds no denoiser for onnx, only for torch", "edge-sd export --target onnx"
+        )
 
 
 def test_other_settings_than_those_of_the_run(work: Path) -> None:
@@ -456,10 +481,25 @@ def test_an_interrupted_training_says_that_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_gate_out_of_reach_is_exit_code_3(bundle: Path, tmp_path: Path) -> None:
-    done = call("parity", bundle, "--gate", 300, "-o", tmp_path / "parity.json")
-    assert done.failed_with(3, "onnxruntime: FAILED: the worst step is", "the gate is 300 dB")
-    assert "teacher-forced dB" in done.out
-    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+    done = call("parity", bundle, "--runtime", "onnxruntime", "--gate", 300, "-o", tmp_path / "parity")
+    assert done.failed_with(3, "onnxruntime: INCONCLUSIVE: step", "gate 300.0 dB, noise floor")
+    assert "forced (free) dB" in " ".join(done.out.split())
+    assert read_model(ParityReport, tmp_path / "parity" / "parity.json").results[0].outcome == "inconclusive"
+
+
+def test_a_wrong_program_is_exit_code_3_and_the_others_are_judged(bundle: Path, tmp_path: Path) -> None:
+    """The golden trajectories are of the checkpoint, the ONNX program of another: its bytes are as the manifest says."""
+    path = Path(shutil.copytree(bundle, tmp_path / "wrong.edgesd"))
+    model = onnx.load(path / "denoiser.onnx")
+    weights = next(value for value in model.graph.initializer if len(value.dims) == 4)
+    changed = numpy_helper.to_array(weights).copy()
+    changed[0] = 0
+    weights.CopyFrom(numpy_helper.from_array(changed, weights.name))
+    onnx.save(model, path / "denoiser.onnx")
+    reseal(path)
+    done = call("parity", path, "--runtime", "onnxruntime", "--runtime", "torch")
+    assert done.failed_with(3, "onnxruntime: FAILED:")
+    assert "torch: passed" in done.out
 
 
 # A broken installation: exit code 5

@@ -194,12 +194,13 @@ def test_the_decoder_is_a_program_of_every_target(bundle: Bundle) -> None:
 @pytest.mark.usefixtures("smallest")
 def test_every_runtime_is_at_par_the_decoder_too(name: str, runtimes: tuple[str, ...], work: Path) -> None:
     names = [part for runtime in runtimes for part in ("--runtime", runtime)]
-    results = json.loads(succeeded("parity", work / f"{name}.edgesd", *names, "--gate", 80, "--json").out)
+    results = json.loads(succeeded("parity", work / f"{name}.edgesd", *names, "--json").out)
     assert [result["runtime"] for result in results] == list(runtimes)
     for result in results:
-        assert result["passed"]
-        assert result["image_snr_db"] > 80
-        assert min(step["teacher_forced_db"] for step in result["steps"]) > 80
+        assert {step["forced"]["outcome"] for step in result["steps"]} == {"passed"}
+        assert result["decoder"]["outcome"] == "passed"
+        assert result["decoder"]["value_db"] > 80
+        assert min(step["forced"]["value_db"] for step in result["steps"]) > 80
 
 
 @pytest.mark.parametrize(("name", "runtime"), [("student", "onnxruntime"), *(("smallest", runtime) for runtime in RUNTIMES)])

@@ -127,7 +127,7 @@ def test_an_executorch_without_libraries_is_named(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, of a name that a shell or a linker might stumble over (a semicolon is more than CMake itself can take)."""
+    """An empty cache, of a name that a shell or a linker might stumble over."""
     path = tmp_path / "a cache, it's"
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     return path / "edge-sd" / "native"
@@ -174,6 +174,13 @@ def test_a_wheel_that_cannot_be_fetched_is_named_with_its_log(own_cache: Path, m
         _native.build(AARCH64)
     assert "package index" in caught.value.hint
     assert {path.suffix for path in own_cache.iterdir()} <= {".log", ".lock"}
+
+
+def test_a_folder_that_cmake_cannot_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a;b"))
+    with pytest.raises(InstallationError, match="semicolon"):
+        _native.build(HOST)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_source_is_another_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
