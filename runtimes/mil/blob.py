@@ -91,10 +91,10 @@ def from_bytes(data: bytes, type_: TensorType) -> NDArray[Any]:
         return (np.frombuffer(data, np.uint8) != 0).reshape(type_.shape)
     if type_.dtype not in _NUMPY:
         return np.frombuffer(data, np.dtype(type_.dtype).newbyteorder("<")).reshape(type_.shape)
-    unpacked: NDArray[Any] = unpack(np.frombuffer(data, np.uint8), type_.bits, type_.count)
-    if type_.dtype == "int4":
-        unpacked = np.where(unpacked > 7, unpacked.astype(np.int16) - 16, unpacked)
-    return unpacked.astype(_NUMPY[type_.dtype]).reshape(type_.shape)
+    unpacked = unpack(np.frombuffer(data, np.uint8), type_.bits, type_.count)
+    signed = np.where(unpacked > 7, unpacked.astype(np.int16) - 16, unpacked) if type_.dtype == "int4" else unpacked
+    narrow: NDArray[Any] = signed.astype(_NUMPY[type_.dtype]).reshape(type_.shape)
+    return narrow
 
 
 def unpack(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
