@@ -10,7 +10,6 @@ from edge_sd.export._export import TorchSession as TorchSession
 from edge_sd.export._export import check_export as check_export
 from edge_sd.export._export import export_bundle as export_bundle
 from edge_sd.export._observed import observed_program as observed_program
-from edge_sd.export._observed import rewritten_denoiser as rewritten_denoiser
 from edge_sd.export._programs import DecoderProgram as DecoderProgram
 from edge_sd.export._programs import DenoiserProgram as DenoiserProgram
 from edge_sd.export._programs import TemporalProgram as TemporalProgram

@@ -36,13 +36,6 @@ class ObservedProgram(nn.Module):
         return (prediction, *(found[name] * 1.0 for name in self.names))
 
 
-def rewritten_denoiser(model: SpectralUNet, program: Program) -> nn.Module:
-    """The module that a bundle's denoiser was exported from."""
-    module = rewritten(DenoiserProgram(model), program.rewrites)
-    select(module, int(program.name.partition(".")[2] or 0))
-    return module
-
-
 def observed_program(
     model: SpectralUNet,
     contract: Contract,
@@ -64,7 +57,8 @@ def observed_program(
     """
     from edge_sd.export.executorch import lowered_program
 
-    denoiser = rewritten_denoiser(model, program)
+    denoiser = rewritten(DenoiserProgram(model), program.rewrites)
+    select(denoiser, int(program.name.partition(".")[2] or 0))
     example = tuple(torch.from_numpy(value.copy()) for value in inputs)
     with torch.no_grad(), observed(denoiser) as found:
         denoiser(*example)

@@ -170,8 +170,9 @@ def _reference(
     """Outputs of the reference's modules and of its rewritten form's, each with the module's class, and every module's gate."""
     import torch
 
-    from edge_sd.export import DenoiserProgram, rewritten_denoiser
+    from edge_sd.export import DenoiserProgram
     from edge_sd.models.observe import observed
+    from edge_sd.models.rewrites import rewritten
     from edge_sd.models.stepped import select
     from edge_sd.quantize.checkpoint import load_any
 
@@ -186,15 +187,14 @@ def _reference(
     model = load_any(bundle.path / REFERENCE).build()
     whole = DenoiserProgram(model)
     select(whole, int(program.partition(".")[2] or 0))
-    plain = outputs(whole, inputs[0], torch.float32)
-    rewritten = rewritten_denoiser(model, bundle.program(target, program))
-    exact = outputs(rewritten, inputs[0], torch.float32)
+    turned = rewritten(whole, bundle.program(target, program).rewrites)
+    plain, exact = (outputs(module, inputs[0], torch.float32) for module in (whole, turned))
     nudged = np.nextafter(inputs[0], np.where(np.arange(inputs[0].size).reshape(inputs[0].shape) % 2, np.inf, -np.inf)).astype(
         np.float32
     )
-    perturbed = [outputs(rewritten, nudged, torch.float32)]
+    perturbed = [outputs(turned, nudged, torch.float32)]
     if precision == "fp16":
-        perturbed.append(outputs(rewritten, inputs[0], torch.float16))
+        perturbed.append(outputs(turned, inputs[0], torch.float16))
     gates = {
         name: min(_BEST_GATE_DB, *(snr_db(value, other[name][1]) - MARGIN_DB for other in perturbed if name in other))
         for name, (_, value) in exact.items()

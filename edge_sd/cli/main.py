@@ -19,6 +19,7 @@ from edge_sd.cli.quantize import quantize
 from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
+from edge_sd.cli.selftest import selftest
 from edge_sd.cli.train import train
 from edge_sd.cli.train_autoencoder import train_autoencoder
 from edge_sd.errors import EdgeSDError, ExitCode
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, train, distill, sample, quantize, export, plan, inspect, parity, bench, evaluate, report, doctor):
+for verb in (run, train, distill, sample, quantize, export, plan, inspect, parity, bench, evaluate, report, doctor, selftest):
     app.command()(verb)
 app.command("list")(list_)
 app.command("train-autoencoder")(train_autoencoder)

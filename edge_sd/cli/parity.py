@@ -32,6 +32,9 @@ def parity(
         float, typer.Option("--margin", help="How far below the noise floor a lossless program may be, in dB.", min=0)
     ] = 20.0,
     budget: Annotated[float, typer.Option("--budget", help="Lowest decibels of a quantized program at any step.")] = 10.0,
+    locate: Annotated[
+        bool, typer.Option("--locate", help="Of each runtime that is not proved, name the first module that diverges.")
+    ] = False,
     threads: option.Threads = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for parity.json, parity.html and the pictures.")
@@ -64,9 +67,24 @@ def parity(
     if broken:
         raise broken[0]
     unproved = [result for result in results if not result.passed]
+    if locate:
+        _locate(opened, unproved)
     if unproved:
-        hint = f"edge-sd parity {bundle} --runtime {unproved[0].runtime} -o FOLDER draws where"
+        again = f"edge-sd parity {bundle} --runtime {unproved[0].runtime}"
+        hint = f"{again} -o FOLDER draws where" if locate else f"{again} --locate names the module"
         raise ParityError("; ".join(result.verdict for result in unproved), hint)
+
+
+def _locate(bundle: "Bundle", unproved: "list[ParityResult]") -> None:
+    from edge_sd.cli._console import say
+    from edge_sd.runtimes import find_runtime
+    from edge_sd.runtimes.locate import locate
+
+    if not unproved:
+        say("nothing to locate: every runtime draws what the reference draws")
+    for result in unproved:
+        say(f"looking into {result.runtime}; where a program is lowered anew for it this takes a minute")
+        say(locate(bundle, find_runtime(result.runtime).target, result).verdict)
 
 
 def _names(bundle: "Bundle", asked: list[str] | None) -> list[str]:

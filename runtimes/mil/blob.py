@@ -88,7 +88,8 @@ def packed_bytes(type_: TensorType) -> int:
 def from_bytes(data: bytes, type_: TensorType) -> NDArray[Any]:
     """Numbers from their little-endian bytes; int4, uint1 … uint6 each get a byte of their own."""
     if type_.dtype == "bool":
-        return (np.frombuffer(data, np.uint8) != 0).reshape(type_.shape)
+        truth: NDArray[np.bool_] = np.frombuffer(data, np.uint8).reshape(type_.shape) != 0
+        return truth
     if type_.dtype not in _NUMPY:
         return np.frombuffer(data, np.dtype(type_.dtype).newbyteorder("<")).reshape(type_.shape)
     unpacked = unpack(np.frombuffer(data, np.uint8), type_.bits, type_.count)
