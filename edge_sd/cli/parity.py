@@ -114,7 +114,7 @@ def _results(
         try:
             precision = precision_of(bundle, find_runtime(name).target)
             if precision not in floors:
-                with progress(f"noise floor, {precision}") as update:
+                with progress(f"noise floor of {precision}") as update:
                     floors[precision] = noise_floor(bundle, precision, lambda done, total: update(done, total, ""))
             with progress(f"parity of {name}") as update:
                 found.append(

@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
 
     def failed_with(self, code: int, *said: str) -> bool:
         """Whether it ended with `code` and two lines, error and what to try, that hold everything `said`."""
-        lines = [line for line in self.err.splitlines() if not re.match(r"[\w' ]+: (\d+/\d+|running)|exporting: |timing ", line)]
+        lines = [line for line in self.err.splitlines() if not re.match(r"[\w' -]+: (\d+/\d+|running)|exporting: |timing ", line)]
         assert self.code == code, self
         assert len(lines) == 2, lines
         assert lines[0].startswith("error: "), lines
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     @property
     def error(self) -> str:
         """What it said of an error, in two lines: what is wrong, and what to try."""
-        lines = [line for line in self.err.splitlines() if not re.match(r"[\w ]+: \d+/\d+|wrote ", line)]
+        lines = [line for line in self.err.splitlines() if not re.match(r"[\w -]+: \d+/\d+|wrote ", line)]
         assert [line.split(":")[0] for line in lines] == ["error", "try"], self
         return " ".join(lines)
 
