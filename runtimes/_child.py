@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ERRORS = {int(kind.code): kind for kind in (EdgeSDError, UsageError, ParityError, DeviceError, InstallationError)}
 # ExecuTorch's notices on its way to work, and the runner's progress.
 _CHATTER = re.compile(r"[DI] \d\d:\d\d:\d\d\.|\[\w+\.cpp:\d+\]|Error in cpuinfo|step \d+ of \d+$")
+_KILLED = -9  # SIGKILL, which Windows has no name for
 _MEMORY = "free some memory, or take a smaller model; edge-sd inspect forecasts what a bundle needs"
 
 
@@ -120,9 +121,7 @@ class ChildSession(Session):
         self.close()
         what = f"stopped making sense ({error})" if status is None else ending(status)
         message = f"{self._runtime}: the process that ran {self._files} {what}" + (f"; it last said: {said}" if said else "")
-        return EdgeSDError(
-            message, _MEMORY if status == -signal.SIGKILL else "edge-sd parity shows which programs run; edge-sd doctor"
-        )
+        return EdgeSDError(message, _MEMORY if status == _KILLED else "edge-sd parity shows which programs run; edge-sd doctor")
 
 
 def ending(status: int) -> str:
@@ -130,7 +129,7 @@ def ending(status: int) -> str:
     if status >= 0:
         return f"ended with exit code {status}"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-    return f"was killed by {name}" + (", most likely out of memory" if status == -signal.SIGKILL else "")
+    return f"was killed by {name}" + (", most likely out of memory" if status == _KILLED else "")
 
 
 def last_lines(log: IO[bytes], count: int = 3) -> str:
