@@ -69,7 +69,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_model(path: Path, model: BaseModel) -> None:
     """Write a pydantic model as indented JSON, atomically."""
-    write_text(path, model.model_dump_json(indent=2) + "\n")
+    write_text(path, model_text(model))
+
+
+def model_text(model: BaseModel) -> str:
+    """How `write_model` writes it."""
+    return model.model_dump_json(indent=2) + "\n"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: BaseModel) -> None:

@@ -9,7 +9,7 @@ from edge_sd.bundle.golden import Golden, load_golden
 from edge_sd.bundle.manifest import GOLDEN, MANIFEST, PLAN, FileEntry, Manifest, Program
 from edge_sd.diffusion.plan import Plan, load_plan
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.files import new_folder, read_model, sha256, write_model
+from edge_sd.files import model_text, new_folder, read_model, sha256, write_model
 
 SUFFIX = ".edgesd"
 _AGAIN = "copy or export the bundle again"
@@ -47,7 +47,8 @@ def open_bundle(path: Path) -> Bundle:
     if not (path / MANIFEST).is_file():
         raise UsageError(f"{path} is not a bundle: it has no {MANIFEST}", "give a folder that edge-sd export wrote")
     manifest = read_model(Manifest, path / MANIFEST)
-    if manifest.digest != manifest.computed_digest():
+    # To the byte: where a flipped bit leaves JSON that means the same, the copy is damaged all the same.
+    if manifest.digest != manifest.computed_digest() or (path / MANIFEST).read_bytes() != model_text(manifest).encode():
         raise EdgeSDError(f"{path}: {MANIFEST} has changed since it was exported", _AGAIN)
     for name, entry in manifest.files.items():
         file = path / name

@@ -1,5 +1,6 @@
 """The bundle on disk: it comes back whole or is refused with the name of what is wrong, and is written whole or not at all."""
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from damage import reseal
 from edge_sd.bundle import Golden, Manifest, Trajectory, file_entries, open_bundle, trace, write_bundle
@@ -110,20 +112,14 @@ def test_one_bit_of_a_file(name: str, place: float, copied: Path) -> None:
 
 
 def test_one_bit_of_the_manifest(bare: Path) -> None:
-    """A bit of every third byte: either the manifest is refused, or it says what it said before."""
-    before = open_bundle(bare).manifest
+    """Of every third byte, white space too."""
     file = bare / MANIFEST
     data = file.read_bytes()
-    accepted = set()
     for place in range(0, len(data), 3):
         flip(file, place)
-        try:
-            if open_bundle(bare).manifest != before:
-                accepted.add(file.read_bytes()[: data.index(b"\n", place)].rpartition(b"\n")[2].decode().strip())
-        except EdgeSDError:
-            pass
+        with pytest.raises(EdgeSDError):
+            open_bundle(bare)
         file.write_bytes(data)
-    assert not accepted
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -500,9 +496,9 @@ def open_or_refuse(path: Path) -> None:
         assert error.message  # noqa: PT017 (an error may come, it need not)
 
 
-@settings(max_examples=400)
+@settings(max_examples=2000)
 @given(data=st.data())
-def test_400_mutated_manifests_raise_nothing_but_our_errors(data: st.DataObject, bare: Path) -> None:
+def test_2000_mutated_manifests_raise_nothing_but_our_errors(data: st.DataObject, bare: Path) -> None:
     original = (bare / MANIFEST).read_text()
     manifest = json.loads(original)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -510,13 +506,16 @@ def test_400_mutated_manifests_raise_nothing_but_our_errors(data: st.DataObject,
     try:
         (bare / MANIFEST).write_text(json.dumps(manifest))
         open_or_refuse(bare)
+        with contextlib.suppress(ValidationError):  # and with a digest that fits, where it is a manifest at all
+            write_model(bare / MANIFEST, Manifest.model_validate_json(json.dumps(manifest)).sealed())
+            open_or_refuse(bare)
     finally:
         (bare / MANIFEST).write_text(original)
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(data=st.data())
-def test_300_mutated_tensor_files_raise_nothing_but_our_errors(data: st.DataObject, bare: Path) -> None:
+def test_1000_mutated_tensor_files_raise_nothing_but_our_errors(data: st.DataObject, bare: Path) -> None:
     """The manifest agrees with them, as it would if whoever changed them had meant to."""
     name = data.draw(st.sampled_from([PLAN, GOLDEN]))
     original = (bare / name).read_bytes()
