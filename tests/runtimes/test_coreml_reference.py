@@ -5,9 +5,9 @@ that it is held to the same 1e-5; how far those weights may lie from the origina
 """
 
 import copy
-import platform
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.diffusion import SCHEDULES
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation import snr_db
 from edge_sd.export import ExportRequest, TargetOptions, export_bundle
 from edge_sd.models.presets import PRESETS
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quiet import quiet
 from edge_sd.runtimes import find_runtime
-from edge_sd.runtimes.coreml import UNITS_VARIABLE, CoreMLRuntime
 from edge_sd.runtimes.coreml_reference import CoreMLReferenceRuntime
 from edge_sd.runtimes.mil import Evaluator, load_evaluator
 
@@ -194,11 +193,23 @@ def test_a_unet_of_diffusers(unet: Foreign, unet_package: tuple[str, Any], tmp_p
     assert attention is (unet_package[0] == "iOS18")
 
 
+@pytest.fixture(scope="module")
+def half_package(unet: Foreign) -> Any:
+    return unet.convert("iOS18", "FLOAT16")
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_unet_of_diffusers_in_half_precision(system: str, unet: Foreign, tmp_path: Path) -> None:
-    _, found = unet.evaluated(unet.convert(system, "FLOAT16"), tmp_path / "unet.mlpackage")
-    expected = unet.expected()
-    assert 1e-5 < error(found, expected) < 5e-3 * float(expected.abs().max())
+    """The weights are torch's halves to the bit; what is left comes of rounding after each operator."""
+    evaluator, found = unet.evaluated(unet.convert(system, "FLOAT16"), tmp_path / "unet.mlpackage")
+    state = dict(unet.module.state_dict())
+    weights = {f"p_{name.replace('.', '_')}_to_fp16": value for name, value in state.items()}
+    values = evaluator.values(unet.inputs(evaluator), sorted(weights.keys() & evaluator.operators.keys()))
+    assert len(values) > 50
+    for name, value in values.items():
+        np.testing.assert_array_equal(value, weights[name].half().numpy())
+    expected = unet.expected(with_weights(unet, {name: value.half().numpy() for name, value in state.items()}))
+    assert 1e-5 < error(found, expected) < 3e-3 * float(expected.abs().max())
     assert snr_db(expected.numpy(), found) > 50
 
 
@@ -236,6 +247,21 @@ def largest(weight: np.ndarray, block: int) -> np.ndarray:
     return np.repeat(size, block, 1).reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
 
 
+def unpacked_weights(unet: Foreign, evaluator: Evaluator) -> dict[str, np.ndarray]:
+    """By the names that PyTorch has for them."""
+    made = [name for name, operator in evaluator.operators.items() if operator.startswith("constexpr_")]
+    names = {f"p_{name.replace('.', '_')}": name for name in unet.module.state_dict()}
+    values = evaluator.values(unet.inputs(evaluator), made)
+    return {names[re.sub("(_to_fp16)?_(quantized|palettized)$", "", name)]: value for name, value in values.items()}
+
+
+def with_weights(unet: Foreign, weights: dict[str, np.ndarray]) -> nn.Module:
+    """A copy of the module that has these in place of its own."""
+    same = copy.deepcopy(unet.module)
+    same.load_state_dict({**same.state_dict(), **{name: torch.from_numpy(value).float() for name, value in weights.items()}})
+    return same
+
+
 @pytest.mark.parametrize("compress", [eight_bits, table_of_four_bits, blocks_of_four_bits])
 def test_a_compressed_unet(compress: Callable[[Any], Any], unet: Foreign, unet_package: tuple[str, Any], tmp_path: Path) -> None:
     system, model = unet_package
@@ -246,16 +272,10 @@ def test_a_compressed_unet(compress: Callable[[Any], Any], unet: Foreign, unet_p
     with quiet():
         compressed = compress(model)
     evaluator, found = unet.evaluated(compressed, tmp_path / "unet.mlpackage")
-    unpacked = {name for name, made_by in evaluator.operators.items() if made_by.startswith("constexpr_")}
-    values = evaluator.values(unet.inputs(evaluator), sorted(unpacked))
-
-    # The same weights in PyTorch.
-    state = dict(unet.module.state_dict())
-    names = {f"p_{name.replace('.', '_')}_{suffix}": name for name in state for suffix in ("quantized", "palettized")}
+    state, unpacked = dict(unet.module.state_dict()), unpacked_weights(unet, evaluator)
     assert len(unpacked) > 20
-    assert unpacked <= names.keys()
-    for name in unpacked:
-        original, value = state[names[name]].numpy(), values[name]
+    for name, value in unpacked.items():
+        original = state[name].numpy()
         assert value.shape == original.shape
         if compress is table_of_four_bits:
             assert len(np.unique(value)) <= 16
@@ -265,11 +285,23 @@ def test_a_compressed_unet(compress: Callable[[Any], Any], unet: Foreign, unet_p
             steps, wide = (127, original.shape[1]) if compress is eight_bits else (7, 4)
             allowed = largest(original, wide if original.shape[1] % wide == 0 else original.shape[1]) / steps / 2
         assert np.all(np.abs(value - original) <= 1.02 * allowed + 1e-7), name
-        state[names[name]] = torch.from_numpy(value)
-    same = copy.deepcopy(unet.module)
-    same.load_state_dict(state)
-    assert error(found, unet.expected(same)) <= EXACT
+    assert error(found, unet.expected(with_weights(unet, unpacked))) <= EXACT
     assert error(found, unet.expected()) > 100 * EXACT
+
+
+@pytest.mark.parametrize("compress", [eight_bits, table_of_four_bits, blocks_of_four_bits])
+def test_a_compressed_unet_in_half_precision(
+    compress: Callable[[Any], Any], unet: Foreign, half_package: Any, tmp_path: Path
+) -> None:
+    """Tables and scales are halves, too; against torch with the weights that they make."""
+    with quiet():
+        compressed = compress(half_package)
+    evaluator, found = unet.evaluated(compressed, tmp_path / "unet.mlpackage")
+    unpacked = unpacked_weights(unet, evaluator)
+    assert {value.dtype.name for value in unpacked.values()} == {"float16"}
+    expected = unet.expected(with_weights(unet, unpacked))
+    assert snr_db(expected.numpy(), found) > 50
+    assert snr_db(expected.numpy(), found) > 6 + snr_db(unet.expected().numpy(), found)
 
 
 # The runtime
@@ -305,75 +337,3 @@ def test_a_damaged_package_is_an_error_with_a_hint(damage: str, student: Bundle,
     with pytest.raises(EdgeSDError, match=str(package)) as caught:
         CoreMLReferenceRuntime().load(Bundle(path, student.manifest, student.plan, student.golden))
     assert caught.value.hint
-
-
-# Core ML's own runtime
-
-
-@pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML is there")
-def test_core_ml_is_not_here_and_what_is_instead(student: Bundle) -> None:
-    available = CoreMLRuntime().available()
-    assert not available.ok
-    assert platform.system() in available.detail
-    assert "coreml-reference" in available.remedy
-    with pytest.raises(EdgeSDError, match="part of Apple's systems"):
-        find_runtime("coreml")
-    with pytest.raises(EdgeSDError, match="part of Apple's systems"):
-        CoreMLRuntime().load(student)
-
-
-# What the runtime is given, what the variable says, and what comes of it.
-UNITS_CASES = [(None, None, "ALL"), (None, "CPU_ONLY", "CPU_ONLY"), ("CPU_AND_NE", "ALL", "CPU_AND_NE")]
-
-
-class FakeModel:
-    """coremltools' MLModel on a Mac, as far as a runtime uses it; what it predicts is evaluated."""
-
-    opened: list[tuple[Any, Any]] = []  # noqa: RUF012 (seen by the test)
-
-    def __init__(self, path: str, compute_units: Any, function_name: str | None) -> None:
-        self.opened.append((compute_units, function_name))
-        self._path, self._evaluator = Path(path), load_evaluator(Path(path), function_name or "")
-
-    def get_spec(self) -> Any:
-        with quiet():
-            return coremltools.utils.load_spec(str(self._path))
-
-    def predict(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._evaluator(inputs)
-
-
-@pytest.mark.parametrize(("asked", "variable", "units"), UNITS_CASES)
-def test_core_ml_is_called_as_a_mac_would_have_it(
-    asked: str | None, variable: str | None, units: str, student: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compute units, the function inside of the package, names of inputs; no Mac takes part, and none of its numbers."""
-    monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(coremltools.models, "MLModel", FakeModel)
-    monkeypatch.setattr(FakeModel, "opened", [])
-    if variable is not None:
-        monkeypatch.setenv(UNITS_VARIABLE, variable)
-    runtime = CoreMLRuntime(asked)
-    assert runtime.available().detail.endswith(units)
-    session = runtime.load(student)
-    (golden,) = student.golden.trajectories
-    assert error(session(golden.samples[:1], golden.features[:1]), golden.predictions[:1]) <= EXACT
-    assert FakeModel.opened == [(coremltools.ComputeUnit[units], "denoiser")]
-
-
-def test_unknown_compute_units_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="'TPU'"):
-        _ = CoreMLRuntime("TPU").units
-    monkeypatch.setenv(UNITS_VARIABLE, "gpu")
-    with pytest.raises(UsageError, match="'gpu'"):
-        _ = CoreMLRuntime().units
-
-
-def test_what_core_ml_cannot_load_is_an_error_of_ours(student: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Sequence[Any], **options: Any) -> None:
-        raise RuntimeError("Error compiling model")
-
-    monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(coremltools.models, "MLModel", fails)
-    with pytest.raises(EdgeSDError, match=r"cannot load .*Error compiling"):
-        CoreMLRuntime().load(student)
