@@ -55,7 +55,12 @@ class CoreMLRuntime(Runtime):
             detail = f"Core ML is part of Apple's systems, and this is {platform.system()}"
             return Availability(False, detail, "a Mac; or --runtime coreml-reference, which evaluates the package here")
         found = packages_available("coremltools")
-        return Availability(True, f"{found.detail}, {self.units}") if found.ok else found
+        if not found.ok:
+            return found
+        try:
+            return Availability(True, f"{found.detail}, {self.units}")
+        except UsageError as error:
+            return Availability(False, error.message, error.hint)
 
     def load(self, bundle: Bundle, threads: int | None = None, program: str = "denoiser") -> Session:
         """`threads` is left to Core ML, which takes no such number."""

@@ -87,6 +87,9 @@ def test_unknown_compute_units_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(UNITS_VARIABLE, "gpu")
     with pytest.raises(UsageError, match="'gpu'"):
         _ = CoreMLRuntime().units
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    available = CoreMLRuntime().available()
+    assert (available.ok, "'gpu'" in available.detail, "CPU_ONLY" in available.remedy) == (False, True, True)
 
 
 def test_what_core_ml_cannot_load_is_an_error_of_ours(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
