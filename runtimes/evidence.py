@@ -4,6 +4,8 @@ The same file whoever wrote it, so that a device without Python proves parity to
 judges it.
 """
 
+import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +23,12 @@ from edge_sd.runnable import Session
 from edge_sd.runtimes._child import isolated
 from edge_sd.runtimes._runtime import Runtime
 from edge_sd.validation import Record
+
+Observe = Callable[[int, int], None]
+
+
+def _unobserved(done: int, total: int) -> None:
+    """Nobody looks."""
 
 
 class EvidenceHeader(Record):
@@ -61,11 +69,23 @@ class Evidence:
     drawn: NDArray[np.float32] | None = None
 
 
+class Prover(ABC):
+    """A runtime that follows a bundle's golden trajectories by itself: its own noise, its own loop."""
+
+    @abstractmethod
+    def prove(self, bundle: Bundle, threads: int | None, output: Path, observe: Observe = _unobserved) -> object:
+        """Write evidence of the bundle's denoisers and decoder.
+
+        Raises:
+            EdgeSDError: it fails, or what a program puts out is not finite.
+        """
+
+
 def gather(
     bundle: Bundle,
     runtime: Runtime,
     threads: int | None = None,
-    observe: Callable[[int, int], None] = lambda done, total: None,
+    observe: Observe = _unobserved,
 ) -> tuple[Evidence, ...]:
     """Run all of a bundle's programs over its golden trajectories, native ones in a process of their own.
 
@@ -76,10 +96,20 @@ def gather(
         EdgeSDError: a program does not load, or its process dies.
     """
     known = {contract.program for contract in bundle.manifest.contracts}
-    names = [*bundle.plan.header.programs, *(name for name in ("temporal", "decoder") if name in known)]
-    session = isolated(runtime, bundle, threads, names)
+    others = [name for name in ("temporal", "decoder") if name in known]
     goldens, labels = bundle.golden.trajectories, bundle.golden.header.labels
-    found = follow(bundle, session, observe)
+    if isinstance(runtime, Prover):
+        names = others[:1] if "temporal" in others else []
+        session = isolated(runtime, bundle, threads, names) if names else None
+        with tempfile.TemporaryDirectory() as folder:
+            runtime.prove(bundle, threads, Path(folder) / "evidence.safetensors", observe)
+            found = list(load_evidence(Path(folder) / "evidence.safetensors", bundle)[1])
+    else:
+        names = [*bundle.plan.header.programs, *others]
+        session = isolated(runtime, bundle, threads, names)
+        found = follow(bundle, session, observe)
+    if session is None:
+        return tuple(found)
     if "temporal" in names:
         session.select(names.index("temporal"))
         times = bundle.plan.timestep.astype(np.float32)[:, None]
@@ -95,7 +125,7 @@ def gather(
     return tuple(found)
 
 
-def follow(bundle: Bundle, denoiser: Session, observe: Callable[[int, int], None] = lambda done, total: None) -> list[Evidence]:
+def follow(bundle: Bundle, denoiser: Session, observe: Observe = _unobserved) -> list[Evidence]:
     """The denoiser's part of `gather`: every trajectory twice, fed the reference's samples and on its own."""
     plan, goldens, found = bundle.plan, bundle.golden.trajectories, []
     total = 2 * len(plan) * len(goldens)

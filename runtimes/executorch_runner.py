@@ -1,8 +1,11 @@
 """ExecuTorch without Python and torch: the C++ runner, in a child process, on this machine and on emulated ARM."""
 
+import collections
+import re
 import subprocess
+import tempfile
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,11 +19,13 @@ from edge_sd.runnable import Availability, Session
 from edge_sd.runtimes._child import ChildSession, LoadsTogether, ending, last_words
 from edge_sd.runtimes._native import AARCH64, HOST, Machine, command, tools_available
 from edge_sd.runtimes._runtime import Runtime
-from edge_sd.runtimes.evidence import header_of
+from edge_sd.runtimes.evidence import Prover, header_of
 from edge_sd.validation import Record
 
 # The delegate that the runner is linked with.
 _DELEGATE = "xnnpack"
+_STEP = re.compile(r"step (\d+) of (\d+)")
+_KEPT_LINES = 50  # of what it says, for an error
 
 
 class ProofStep(Record):
@@ -53,7 +58,7 @@ class Proof(Record):
     peak_memory_bytes: int
 
 
-class _Runner(Runtime, LoadsTogether):
+class _Runner(Runtime, LoadsTogether, Prover):
     target = "executorch"
 
     @property
@@ -77,7 +82,9 @@ class _Runner(Runtime, LoadsTogether):
             contracts=[bundle.manifest.contract(name) for name in programs],
         )
 
-    def prove(self, bundle: Bundle, threads: int | None, output: Path) -> tuple[Path, Proof]:
+    def prove(
+        self, bundle: Bundle, threads: int | None, output: Path, observe: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[Path, Proof]:
         """Follow the bundle's golden trajectories by the runner alone, as a device without Python does.
 
         Args:
@@ -97,14 +104,31 @@ class _Runner(Runtime, LoadsTogether):
             arguments += ["--decoder", _program(bundle, "decoder")]
         with explained(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603 (our own runner)
-        if done.returncode:
-            said = last_words(done.stderr.decode(errors="replace"))
+        with (
+            tempfile.TemporaryFile() as told,
+            subprocess.Popen(  # noqa: S603 (our own runner)
+                arguments, stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.PIPE
+            ) as process,
+        ):
+            said: collections.deque[str] = collections.deque(maxlen=_KEPT_LINES)
+            try:
+                for line in process.stderr or ():
+                    said.append(line.decode(errors="replace"))
+                    if step := _STEP.fullmatch(said[-1].strip()):
+                        observe(int(step[1]), int(step[2]))
+            except BaseException:
+                process.kill()
+                raise
+            status = process.wait()
+            told.seek(0)
+            proof = told.read()
+        if status:
+            words = last_words("".join(said))
             raise EdgeSDError(
-                f"{self.name}: the proof of {bundle.path} {ending(done.returncode)}" + (f": {said}" if said else ""),
+                f"{self.name}: the proof of {bundle.path} {ending(status)}" + (f": {words}" if words else ""),
                 "edge-sd inspect shows whether the bundle is whole",
             )
-        return output, parse_model(Proof, done.stdout, self.name)
+        return output, parse_model(Proof, proof, self.name)
 
 
 class ExecuTorchRunner(_Runner):

@@ -231,7 +231,8 @@ def check_parity(
     bundle.program(runtime.target)
     floor = floor or noise_floor(bundle, precision_of(bundle, runtime.target))
     evidence = gather(bundle, runtime, threads, observe)
-    return judge(bundle, runtime_name, runtime.available().detail, evidence, floor, gate or Gate()), evidence
+    version = runtime.available().detail
+    return judge(bundle, runtime_name, version, evidence, floor, gate or Gate(), emulated=runtime.emulated), evidence
 
 
 def precision_of(bundle: Bundle, target: str) -> Precision:

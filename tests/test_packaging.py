@@ -36,14 +36,15 @@ LAYERS = {
 KEPT_TO = {"typer": "edge_sd.cli", "rich": "edge_sd.cli", "matplotlib": "edge_sd.report"}
 # Package → the modules that wrap it; imported there inside functions only.
 WRAPPED_BY = {
-    "onnx": {"edge_sd.export.onnx", "edge_sd.export._qdq", "edge_sd.quantize.nncf"},
+    "onnx": {"edge_sd.export.onnx", "edge_sd.export._qdq", "edge_sd.quantize.nncf", "edge_sd.runtimes.values.onnx"},
     "onnxscript": {"edge_sd.export.onnx"},
     "onnxruntime": {
         "edge_sd.runtimes.onnxruntime",
         "edge_sd.export.onnx",
         "edge_sd.quantize.nncf",
-    },  # the last two ask it what ran where, and whether it runs
-    "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch"},
+        "edge_sd.runtimes.values.onnx",
+    },  # export and quantize ask it what ran where, and whether it runs
+    "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch", "edge_sd.runtimes.values.executorch"},
     "coremltools": {"edge_sd.export.coreml", "edge_sd.export._mil", "edge_sd.runtimes.coreml", "edge_sd.runtimes.mil.program"},
     "diffusers": {"edge_sd.decoder"},
     "torchmetrics": set(),

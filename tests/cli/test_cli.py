@@ -37,6 +37,7 @@ VERBS = (
     "plan",
     "inspect",
     "parity",
+    "selftest",
     "bench",
     "evaluate",
     "report",

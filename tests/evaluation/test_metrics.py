@@ -5,11 +5,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import pywt
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from edge_sd.evaluation import psnr_db, snr_db
-from edge_sd.evaluation.metrics import SAME_DB
+from edge_sd.evaluation.closed_forms import ClosedForm, closed_forms
+from edge_sd.evaluation.metrics import SAME_DB, band_names, band_snr_db, ssim
 
 Measure = Callable[..., float]
 
@@ -88,3 +92,51 @@ def test_float32_is_compared_in_float64() -> None:
     """Squares of values below 1e-23 vanish in float32."""
     reference = np.full(4, 1e-25, dtype=np.float32)
     assert snr_db(reference, reference * np.float32(1.5)) == pytest.approx(20 * math.log10(2), abs=1e-5)
+
+
+# Subbands and structure
+
+
+def test_bands_are_those_of_pywavelets_and_add_up() -> None:
+    """Orthonormal: the bands' energies are the whole's, and so are their errors'."""
+    rng = np.random.default_rng(3)
+    reference, error = rng.standard_normal((3, 16, 24)), 0.01 * rng.standard_normal((3, 16, 24))
+    found = band_snr_db(reference, reference + error)
+    assert list(found) == ["LL2", "LH2", "HL2", "HH2", "LH1", "HL1", "HH1"]
+    coarse = pywt.dwt2(reference, "haar", mode="periodization")
+    noise = pywt.dwt2(error, "haar", mode="periodization")
+    for name, signal, wrong in zip(("LH1", "HL1", "HH1"), coarse[1], noise[1], strict=True):
+        assert found[name] == pytest.approx(10 * math.log10((signal**2).sum() / (wrong**2).sum()), abs=1e-9)
+    lowest, wrong = pywt.dwt2(coarse[0], "haar", mode="periodization"), pywt.dwt2(noise[0], "haar", mode="periodization")
+    assert found["LL2"] == pytest.approx(10 * math.log10((lowest[0] ** 2).sum() / (wrong[0] ** 2).sum()), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"), [((3, 64, 64), 10), ((3, 16, 16), 7), ((4, 8, 8), 4), ((1, 4, 4), 0), ((3, 7, 8), 0)]
+)
+def test_bands_go_down_to_four_pixels(shape: tuple[int, ...], count: int) -> None:
+    assert len(band_names(shape)) == count
+    assert tuple(band_snr_db(np.ones(shape), np.ones(shape))) == band_names(shape)
+    assert set(band_snr_db(np.ones(shape), np.full(shape, np.nan)).values()) <= {-SAME_DB}
+
+
+def test_structural_similarity_is_torchmetrics() -> None:
+    """Inside of the border, which they fill by reflection."""
+    rng = np.random.default_rng(4)
+    reference = rng.uniform(-1, 1, (3, 20, 28))
+    other = np.clip(reference + 0.2 * rng.standard_normal(reference.shape), -1, 1)
+    pair = [torch.from_numpy(values)[None] for values in (other, reference)]
+    _, theirs = structural_similarity_index_measure(*pair, data_range=2.0, return_full_image=True)
+    assert ssim(reference, other) == pytest.approx(theirs[..., 5:-5, 5:-5].mean().item(), abs=1e-9)
+
+
+def test_structural_similarity_of_what_cannot_be_compared() -> None:
+    assert ssim(np.zeros((3, 10, 64)), np.zeros((3, 10, 64))) is None
+    assert ssim(np.zeros((3, 16, 16)), np.full((3, 16, 16), np.inf)) == 0
+    with pytest.raises(ValueError, match="cannot compare"):
+        ssim(np.zeros((3, 16, 16)), np.zeros((3, 16, 17)))
+
+
+@pytest.mark.parametrize("form", closed_forms(), ids=lambda form: form.what)
+def test_every_measure_reads_what_it_must(form: ClosedForm) -> None:
+    assert form.holds, form
