@@ -20,11 +20,12 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet $(EDITABLE) ".[dev]"
 	touch $@
 
-# Train, distil, export, prove and measure the built-in example; then open out/demo/report.html. Then the shipped emoji model.
+# Train, distil, export, prove and measure the built-in example; then open out/demo/report.html. Then the shipped emoji model, proved in
+# every runtime that there is here: out/parity/parity.html.
 demo: install
 	$(BIN)/edge-sd run demo -o out/demo
 	$(BIN)/edge-sd export --target all --overwrite -o out/emoji64.edgesd
-	$(BIN)/edge-sd parity out/emoji64.edgesd --runtime onnxruntime --runtime executorch
+	$(BIN)/edge-sd parity out/emoji64.edgesd --overwrite -o out/parity
 	$(BIN)/edge-sd sample out/emoji64.edgesd -n 16 --scale 2 --overwrite -o out/emoji64.png
 
 test: install

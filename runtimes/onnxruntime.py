@@ -1,6 +1,7 @@
-"""The ONNX Runtime runtime, on the CPU."""
+"""The ONNX Runtime runtime: on the CPU, or by the execution providers that are asked for."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,50 @@ from numpy.typing import NDArray
 from edge_sd.bundle import Bundle
 from edge_sd.bundle.contract import METADATA_KEY, Contract
 from edge_sd.bundle.manifest import LAYOUT, NCHW
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.runnable import Availability, Session, packages_available
 from edge_sd.runtimes._runtime import Runtime
 
+PROVIDERS_VARIABLE = "EDGE_SD_ORT_PROVIDERS"
+_CPU = "CPUExecutionProvider"
+
 
 class OnnxRuntime(Runtime):
-    """CPU execution provider."""
+    """Execution providers in the order of preference; what none of them takes runs on the CPU."""
 
     name = "onnxruntime"
-    about = "ONNX Runtime, CPU"
+    about = f"ONNX Runtime, on the CPU or by what {PROVIDERS_VARIABLE} names"
     target = "onnx"
     native = True
 
+    def __init__(self, providers: Sequence[str] | None = None) -> None:
+        """Choose execution providers.
+
+        Args:
+            providers: ONNX Runtime's names; if left out, those in EDGE_SD_ORT_PROVIDERS, with commas between, or the CPU's.
+        """
+        self._providers = providers
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that programs are loaded for, the CPU's last."""
+        asked = os.environ.get(PROVIDERS_VARIABLE, "").split(",") if self._providers is None else self._providers
+        names = [name.strip() for name in asked if name.strip()]
+        return names if _CPU in names else [*names, _CPU]
+
     def available(self) -> Availability:
-        return packages_available("onnxruntime")
+        found = packages_available("onnxruntime")
+        return Availability(True, f"{found.detail}, {', '.join(self.providers)}") if found.ok else found
 
     def load(self, bundle: Bundle, threads: int | None = None, program: str = "denoiser") -> Session:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels report home by default; read when it is first imported
         import onnxruntime
 
+        if missing := set(self.providers) - set(onnxruntime.get_available_providers()):
+            raise UsageError(
+                f"this ONNX Runtime has no {', '.join(sorted(missing))}",
+                f"{PROVIDERS_VARIABLE} is one or more of {', '.join(onnxruntime.get_available_providers())}",
+            )
         found = bundle.program(self.target, program)
         path = bundle.path / found.file
         options = onnxruntime.SessionOptions()
@@ -41,7 +66,7 @@ class OnnxRuntime(Runtime):
             session = onnxruntime.InferenceSession(
                 str(path),
                 options,
-                providers=["CPUExecutionProvider"],
+                providers=self.providers,
                 disabled_optimizers=["NhwcTransformer"] if found.options.get(LAYOUT) == NCHW else None,
             )
         except Exception as error:  # its exceptions have no common base of their own

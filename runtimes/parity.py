@@ -135,6 +135,7 @@ class ParityResult(Record):
     runtime_version: str
     reference: str
     trajectories: int
+    threads: int | None  # of one call; None: the runtime's own choice
     precision: Precision
     quantized: bool
     emulated: bool = False
@@ -232,7 +233,8 @@ def check_parity(
     floor = floor or noise_floor(bundle, precision_of(bundle, runtime.target))
     evidence = gather(bundle, runtime, threads, observe)
     version = runtime.available().detail
-    return judge(bundle, runtime_name, version, evidence, floor, gate or Gate(), emulated=runtime.emulated), evidence
+    result = judge(bundle, runtime_name, version, evidence, floor, gate or Gate(), threads=threads, emulated=runtime.emulated)
+    return result, evidence
 
 
 def precision_of(bundle: Bundle, target: str) -> Precision:
@@ -248,6 +250,7 @@ def judge(
     floor: Floor,
     gate: Gate,
     *,
+    threads: int | None = None,
     quantized: bool | None = None,
     emulated: bool = False,
 ) -> ParityResult:
@@ -294,6 +297,7 @@ def judge(
         runtime_version=runtime_version,
         reference=bundle.golden.header.reference,
         trajectories=len(goldens),
+        threads=threads,
         precision=floor.precision,
         quantized=quantized,
         emulated=emulated,
