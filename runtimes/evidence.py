@@ -96,7 +96,7 @@ def gather(
         EdgeSDError: a program does not load, or its process dies.
     """
     known = {contract.program for contract in bundle.manifest.contracts}
-    others = [name for name in ("temporal", "decoder") if name in known]
+    others: list[str] = [name for name in ("temporal", "decoder") if name in known]
     goldens, labels = bundle.golden.trajectories, bundle.golden.header.labels
     if isinstance(runtime, Prover):
         names = others[:1] if "temporal" in others else []
@@ -113,7 +113,8 @@ def gather(
     if "temporal" in names:
         session.select(names.index("temporal"))
         times = bundle.plan.timestep.astype(np.float32)[:, None]
-        given = [(np.array([label], dtype=np.int32),) for label in labels] or [()] * len(goldens)
+        given: list[tuple[NDArray[np.int32], ...]] = [(np.array([label], dtype=np.int32),) for label in labels]
+        given = given or [()] * len(goldens)
         rows = [np.concatenate([session(time, *label) for time in times]) for label in given]
         found = [replace(evidence, features=made) for evidence, made in zip(found, rows, strict=True)]
     if "decoder" in names:

@@ -155,7 +155,7 @@ def _run(
     module.to(dtype)
     tensors = [torch.from_numpy(value).to(dtype) for value in inputs]
     if perturbation.channels_last:
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         tensors = [tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in tensors]
     with torch.no_grad(), _computed_as(perturbation):
         out: np.ndarray = call(*tensors).float().numpy()

@@ -15,12 +15,13 @@ no product is fused with a sum (C++: -ffp-contract=off). `vectors.json` beside t
 """
 
 import math
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 # What a bundle's goldens say of their noise: other noise would be other images.
-NAME = "philox4x32-10/box-muller"
+NAME: Final = "philox4x32-10/box-muller"
 
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
@@ -59,7 +60,8 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
 
 def gaussian(seed: int, index: int, row: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Unit Gaussian noise for one image, float32 of `shape`; row −1 is where the loop starts, row i what step i adds."""
-    return gaussian_batch(seed, range(index, index + 1), row, shape)[0]
+    noise: NDArray[np.float32] = gaussian_batch(seed, range(index, index + 1), row, shape)[0]
+    return noise
 
 
 def gaussian_batch(seed: int, indices: range, row: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -94,7 +96,8 @@ def _ln(u: Float64) -> Float64:
     small = m < _SQRT_HALF
     m, e = np.where(small, 2 * m, m), np.where(small, e - 1, e)
     s = (m - 1) / (m + 1)
-    return e * _LN2 + 2 * s * _series(s * s, _ATANH)
+    logarithm: Float64 = e * _LN2 + 2 * s * _series(s * s, _ATANH)
+    return logarithm
 
 
 def _series(x: Float64, coefficients: tuple[float, ...]) -> Float64:

@@ -1,6 +1,6 @@
 """What every module of a model puts out in one call, in the order in which they finish."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ def observed(root: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     found: dict[str, Tensor] = {}
 
-    def hook(name: str) -> object:
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def keep(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and not any(output is other for other in found.values()):
                 found.setdefault(name, output)
@@ -23,7 +23,7 @@ def observed(root: nn.Module) -> Iterator[dict[str, Tensor]]:
         return keep
 
     handles = [
-        module.register_forward_hook(hook(name))  # type: ignore[arg-type]
+        module.register_forward_hook(hook(name))
         for name, module in root.named_modules()
         if name and not isinstance(module, nn.Identity)
     ]

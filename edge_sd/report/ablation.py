@@ -13,7 +13,8 @@ from edge_sd.evaluation.record import Evaluation
 from edge_sd.evaluation.recovery import Recovery
 from edge_sd.files import write_bytes, write_model, write_text
 from edge_sd.models.wavelets import SUBBANDS
-from edge_sd.report.figures import _subplots, png
+from edge_sd.report.figures import _subplots
+from edge_sd.report.page import png
 from edge_sd.validation import Record
 
 JSON, MARKDOWN = "ablation.json", "ablation.md"

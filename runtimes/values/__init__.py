@@ -37,4 +37,4 @@ class Values(ABC):
 
 def values() -> dict[str, Values]:
     """Every way, by target."""
-    return implementations("edge_sd.runtimes.values", Values)  # type: ignore[type-abstract]
+    return implementations("edge_sd.runtimes.values", Values)
