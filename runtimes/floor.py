@@ -81,16 +81,16 @@ def noise_floor(
     from edge_sd.quantize.checkpoint import load_any
 
     checkpoint = load_any(bundle.path / REFERENCE)
-    simulated = checkpoint.header.kind != "checkpoint"  # its integers do not take another dtype
-    chosen = [each for each in _ALL if not (simulated and each.dtype != "float32")]
-    chosen += [_HALF] if precision == "fp16" and not simulated else []
+    simulated = checkpoint.header.kind != "checkpoint"
+    chosen = [*_ALL, *([_HALF] if precision == "fp16" else [])]
     plan, goldens = bundle.plan, bundle.golden.trajectories[:_TRAJECTORIES]
     steps = np.full((len(plan),), np.inf)
     bands = [dict.fromkeys(band_names(bundle.manifest.sample_shape), np.inf) for _ in range(len(plan))]
     others: dict[str, float] = {}
     for number, perturbation in enumerate(chosen):
         model = checkpoint.build()
-        for golden in goldens:
+        # The integers of a quantized denoiser take no other dtype; a decoder beside it does.
+        for golden in () if simulated and perturbation.dtype != "float32" else goldens:
             for row, prediction in enumerate(_predictions(model, plan.program, golden, perturbation)):
                 steps[row] = min(steps[row], snr_db(golden.predictions[row], prediction))
                 for name, value in band_snr_db(golden.predictions[row], prediction).items():
