@@ -124,7 +124,7 @@ class ParityResult(Record):
     """parity.json of one runtime.
 
     Attributes:
-        quantized: the program holds integers; its gate is a budget.
+        quantized: activations are on grids; the gate is a budget.
         temporal, decoder: SNR of the bundle's other programs, where it has them.
     """
 
@@ -233,13 +233,29 @@ def check_parity(
     floor = floor or noise_floor(bundle, precision_of(bundle, runtime.target))
     evidence = gather(bundle, runtime, threads, observe)
     version = runtime.available().detail
-    result = judge(bundle, runtime_name, version, evidence, floor, gate or Gate(), threads=threads, emulated=runtime.emulated)
+    quantized = activations_on_grids(bundle, runtime.target)
+    result = judge(
+        *(bundle, runtime_name, version, evidence, floor, gate or Gate()),
+        threads=threads,
+        quantized=quantized,
+        emulated=runtime.emulated,
+    )
     return result, evidence
 
 
 def precision_of(bundle: Bundle, target: str) -> Precision:
     """The arithmetic that a target's denoiser was exported in."""
     return "fp16" if bundle.program(target).options.get("precision") == "fp16" else "fp32"
+
+
+def activations_on_grids(bundle: Bundle, target: str) -> bool:
+    """Whether a target's denoiser rounds activations to integers, by request or by what its kernels compute with."""
+    program = bundle.program(target)
+    # The reference has no table of its own: it simulates what every other program was asked for.
+    tables = [each.layers for each in bundle.manifest.programs if target == "torch" or each == program]
+    return any(
+        layer.requested_activations is not None or layer.computed.startswith("int8") for layers in tables for layer in layers
+    )
 
 
 def judge(
@@ -251,17 +267,15 @@ def judge(
     gate: Gate,
     *,
     threads: int | None = None,
-    quantized: bool | None = None,
+    quantized: bool = False,
     emulated: bool = False,
 ) -> ParityResult:
     """Compare evidence with the golden trajectories; nothing is run.
 
     Args:
-        quantized: whether the programs hold integers; left out, whether the bundle's do.
+        quantized: activations are on grids, so that the denoiser is held to the budget.
     """
     goldens = bundle.golden.trajectories
-    if quantized is None:
-        quantized = any(program.layers for program in bundle.manifest.programs)
     pairs = list(zip(goldens, evidence, strict=True))
 
     def whole(value_db: float, floor_db: float) -> Figure:

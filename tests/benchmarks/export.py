@@ -191,8 +191,8 @@ def main() -> None:
             if (LARGE, target) in found:
                 large = open_bundle(found[LARGE, target])
                 compare(f"{runtime}: LDM-4 → Spectral Diffusion", caller(large, runtime, THREADS), ours, BLOCKS[LARGE])
-                print(f"  {check_parity(large, runtime, threads=THREADS).verdict}")
-            print(f"  {check_parity(bundle, runtime, threads=THREADS).verdict}")
+                print(f"  {check_parity(large, runtime, threads=THREADS)[0].verdict}")
+            print(f"  {check_parity(bundle, runtime, threads=THREADS)[0].verdict}")
 
 
 def leave_one_out(target: str) -> None:
