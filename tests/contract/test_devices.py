@@ -17,7 +17,7 @@ from edge_sd.runnable import Availability
 from edge_sd.runtimes import runtimes
 
 # More than a job of these tests needs: a device that counts its parent's memory shows it.
-BALLAST = 512 * 2**20
+BALLAST = 1024 * 2**20
 
 
 @pytest.fixture(scope="module", params=list(devices()))

@@ -63,6 +63,12 @@ def contract() -> Contract:
 Start = Callable[..., ChildSession]
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children of `-c` look for packages in the current folder first, and a checkout's edge_sd/ is not the installed one."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def start(contract: Contract) -> Iterator[Start]:
     """A function's body, or more → a session of a child that answers by it."""
