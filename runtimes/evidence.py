@@ -96,16 +96,15 @@ def gather(
         EdgeSDError: a program does not load, or its process dies.
     """
     known = {contract.program for contract in bundle.manifest.contracts}
-    others: list[str] = [name for name in ("temporal", "decoder") if name in known]
     goldens, labels = bundle.golden.trajectories, bundle.golden.header.labels
     if isinstance(runtime, Prover):
-        names = others[:1] if "temporal" in others else []
+        names = ["temporal"] if "temporal" in known else []
         session = isolated(runtime, bundle, threads, names) if names else None
         with tempfile.TemporaryDirectory() as folder:
             runtime.prove(bundle, threads, Path(folder) / "evidence.safetensors", observe)
             found = list(load_evidence(Path(folder) / "evidence.safetensors", bundle)[1])
     else:
-        names = [*bundle.plan.header.programs, *others]
+        names = [*bundle.plan.header.programs, *(name for name in ("temporal", "decoder") if name in known)]
         session = isolated(runtime, bundle, threads, names)
         found = follow(bundle, session, observe)
     if session is None:

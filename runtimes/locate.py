@@ -18,7 +18,6 @@ from edge_sd.bundle.manifest import REFERENCE
 from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation.metrics import snr_db
 from edge_sd.runtimes._matching import best_match
-from edge_sd.runtimes.floor import Precision
 from edge_sd.runtimes.parity import MARGIN_DB, ParityResult
 from edge_sd.runtimes.values import values
 from edge_sd.validation import Record
@@ -97,7 +96,8 @@ def locate(bundle: Bundle, target: str, result: ParityResult) -> Location:
     row, golden = result.worst_step.row, bundle.golden.trajectories[0]
     inputs = [np.ascontiguousarray(value[row : row + 1]) for value in (golden.samples, golden.features)]
     program = bundle.plan.header.programs[int(bundle.plan.program[row])]
-    plain, rewritten, gates = _reference(bundle, target, program, inputs, result.precision)
+    half = result.precision == "fp16" and not result.quantized  # the integers of a quantized one take no other dtype
+    plain, rewritten, gates = _reference(bundle, target, program, inputs, half=half)
     common = [name for name in plain if name in rewritten]
     changed = tuple(
         Module(
@@ -122,9 +122,11 @@ def locate(bundle: Bundle, target: str, result: ParityResult) -> Location:
     reproduced, _ = best_match(golden.predictions[row], computed)
     note = ""
     if reproduced > result.worst_step.forced.value_db + MARGIN_DB:
+        why = "in the runtime's own kernels or fusions, or in a file that was changed after its export"
+        if result.quantized:
+            why = "in how the runtime's integer kernels round"
         note = (
-            f"what was looked at predicts {reproduced:.1f} dB, the runtime {result.worst_step.forced.value_db:.1f} dB: the fault "
-            "is in the runtime's own kernels or fusions, or in a file that was changed after its export"
+            f"this predicts {reproduced:.1f} dB, the runtime {result.worst_step.forced.value_db:.1f} dB: the difference is {why}"
         )
     return _location(result, row, "program", ways[target].about, modules, note)
 
@@ -165,7 +167,7 @@ def first_divergence(agrees: Sequence[bool]) -> int:
 
 
 def _reference(
-    bundle: Bundle, target: str, program: str, inputs: Sequence[NDArray[np.float32]], precision: Precision
+    bundle: Bundle, target: str, program: str, inputs: Sequence[NDArray[np.float32]], *, half: bool
 ) -> tuple[dict[str, tuple[str, np.ndarray]], dict[str, tuple[str, np.ndarray]], dict[str, float]]:
     """Outputs of the reference's modules and of its rewritten form's, each with the module's class, and every module's gate."""
     import torch
@@ -193,7 +195,7 @@ def _reference(
         np.float32
     )
     perturbed = [outputs(turned, nudged, torch.float32)]
-    if precision == "fp16":
+    if half:
         perturbed.append(outputs(turned, inputs[0], torch.float16))
     gates = {
         name: min(_BEST_GATE_DB, *(snr_db(value, other[name][1]) - MARGIN_DB for other in perturbed if name in other))
