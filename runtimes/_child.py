@@ -15,7 +15,7 @@ import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,7 @@ from edge_sd.bundle.contract import Contract
 from edge_sd.errors import DeviceError, EdgeSDError, InstallationError, ParityError, UsageError
 from edge_sd.runnable import Session
 from edge_sd.runtimes._frames import DTYPES, BrokenFrameError, Fault, Ready, Signature, encode_request, read_response
-
-if TYPE_CHECKING:
-    from edge_sd.runtimes._runtime import Runtime
+from edge_sd.runtimes._runtime import Runtime, load_programs
 
 # By exit code, so that an error is the same on both sides.
 ERRORS = {int(kind.code): kind for kind in (EdgeSDError, UsageError, ParityError, DeviceError, InstallationError)}
@@ -196,7 +194,7 @@ class LoadsTogether(ABC):
 _START = "import sys; sys.path[:] = {path!r}; from edge_sd.runtimes._worker import main; sys.exit(main(sys.argv[1:]))"
 
 
-def isolated(runtime: "Runtime", bundle: Bundle, threads: int | None = None, programs: Sequence[str] = ("denoiser",)) -> Session:
+def isolated(runtime: Runtime, bundle: Bundle, threads: int | None = None, programs: Sequence[str] = ("denoiser",)) -> Session:
     """Load programs where nothing they do ends this process: native runtimes in a child, the others here.
 
     Args:
@@ -208,10 +206,7 @@ def isolated(runtime: "Runtime", bundle: Bundle, threads: int | None = None, pro
     if isinstance(runtime, LoadsTogether):
         return runtime.load_together(bundle, threads, programs)
     if not runtime.native:
-        from edge_sd.runtimes._runtime import _Programs
-
-        sessions = [runtime.load(bundle, threads, name) for name in programs]
-        return sessions[0] if len(sessions) == 1 else _Programs(sessions)
+        return load_programs(runtime, bundle, threads, programs)
     files = dict.fromkeys(str(bundle.path / bundle.program(runtime.target, name).file) for name in programs)
     arguments = [sys.executable, "-c", _START.format(path=sys.path), str(bundle.path.absolute()), runtime.name, *programs]
     return ChildSession(

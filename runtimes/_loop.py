@@ -1,6 +1,7 @@
 """The denoising loop of a bundle, in any runtime: rows of a class, steps of the plan, the decoder at the end."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,26 @@ def rows_of(bundle: Bundle, runtime: Runtime, label: int | None, threads: int | 
         rows: NDArray[np.float32] = bundle.plan.features
         return rows
     return label_rows(bundle.plan, isolated(runtime, bundle, threads, ("temporal",)), label)
+
+
+class _Decoder(Session):
+    """One program of a session of several. Whoever calls the others selects them before each call, as the loop does."""
+
+    def __init__(self, session: Session, program: int, sample_shape: tuple[int, ...]) -> None:
+        self._session, self._program, self.sample_shape = session, program, sample_shape
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        self._session.select(self._program)
+        return self._session(*inputs)
+
+
+def open_sampler(runtime: Runtime, bundle: Bundle, threads: int | None = None) -> tuple[Session, Session | None]:
+    """A bundle's denoisers, and its decoder where it has one, in one process: see `isolated`."""
+    denoisers, contracts = bundle.plan.header.programs, {contract.program: contract for contract in bundle.manifest.contracts}
+    if "decoder" not in contracts:
+        return isolated(runtime, bundle, threads, denoisers), None
+    session = isolated(runtime, bundle, threads, (*denoisers, "decoder"))
+    return session, _Decoder(session, len(denoisers), contracts["decoder"].inputs[0].shape[1:])
 
 
 def sample_bundle(

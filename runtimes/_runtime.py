@@ -1,6 +1,7 @@
 """What a runtime is: one small class, one file each in this folder, found by its name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Runtime(ABC):
 
 
 class _Programs(Session):
-    """The denoisers that a plan's column `program` calls, as one."""
+    """Several programs as one."""
 
     def __init__(self, sessions: list[Session]) -> None:
         self._sessions, self._chosen, self.sample_shape = sessions, 0, sessions[0].sample_shape
@@ -59,11 +60,15 @@ class _Programs(Session):
         return self._sessions[self._chosen](*inputs)
 
 
-def load_denoiser(runtime: Runtime, bundle: Bundle, threads: int | None = None) -> Session:
-    """Load every denoiser that the bundle's plan calls; `Session.select` says which one the next call is of."""
-    names = bundle.plan.header.programs
-    sessions = [runtime.load(bundle, threads, name) for name in names]
+def load_programs(runtime: Runtime, bundle: Bundle, threads: int | None, programs: Sequence[str]) -> Session:
+    """Load several programs; `Session.select` takes an index into `programs` and says which one the next call is of."""
+    sessions = [runtime.load(bundle, threads, name) for name in programs]
     return sessions[0] if len(sessions) == 1 else _Programs(sessions)
+
+
+def load_denoiser(runtime: Runtime, bundle: Bundle, threads: int | None = None) -> Session:
+    """Load every denoiser that the bundle's plan calls; its column `program` is what `Session.select` takes."""
+    return load_programs(runtime, bundle, threads, bundle.plan.header.programs)
 
 
 def runtimes() -> dict[str, Runtime]:

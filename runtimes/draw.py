@@ -10,8 +10,7 @@ from edge_sd.bundle import Bundle, open_bundle, trace
 from edge_sd.evaluation.draw import Draw, Drawer, PlanChoice, labels_of, origin_of
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import rgb_pixels
-from edge_sd.runtimes._child import isolated
-from edge_sd.runtimes._loop import rows_of
+from edge_sd.runtimes._loop import open_sampler, rows_of
 from edge_sd.runtimes._runtime import find_runtime
 
 
@@ -47,9 +46,7 @@ class BundleDrawer(Drawer):
         bundle, runtime = self._bundle(), find_runtime(self.runtime)
         labels, _ = labels_of(bundle.manifest.model, self.label)
         rows = [self._rows(bundle, label, threads) for label in labels or (None,)]
-        names = [contract.program for contract in bundle.manifest.contracts]
-        decoder = isolated(runtime, bundle, threads, ("decoder",)) if "decoder" in names else None
-        denoiser = isolated(runtime, bundle, threads, bundle.plan.header.programs)
+        denoiser, decoder = open_sampler(runtime, bundle, threads)
 
         def draw_block(indices: range) -> NDArray[np.uint8]:
             finals = [trace(bundle.plan, denoiser, self.seed, index, rows[index % len(rows)]).final for index in indices]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_sd.bundle import Bundle, Trajectory
 from edge_sd.bundle.manifest import DECODER, REFERENCE
@@ -110,15 +111,20 @@ def noise_floor(
 def _predictions(model: Any, programs: np.ndarray, golden: Trajectory, perturbation: _Perturbation) -> Iterator[np.ndarray]:
     from edge_sd.models.stepped import select
 
-    rng = np.random.default_rng(0)
     for row in range(len(golden.samples)):
         select(model, int(programs[row]))
         sample = golden.samples[row : row + 1]
         if perturbation.jitter:
-            sample = np.nextafter(sample, np.where(rng.random(sample.shape) < 0.5, np.inf, -np.inf), dtype=np.float32)
+            sample = last_bit(sample)
         yield _run(model, lambda x, features: model.denoise(x, features), (sample, golden.features[row : row + 1]), perturbation)[
             0
         ]
+
+
+def last_bit(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every value moved to a neighbouring float32, up or down at random (seeded)."""
+    up = np.random.default_rng(0).random(sample.shape) < 0.5
+    return np.nextafter(sample, np.where(up, np.inf, -np.inf), dtype=np.float32)
 
 
 def _others(bundle: Bundle, model: Any, perturbation: _Perturbation) -> Iterator[tuple[str, float]]:
@@ -141,7 +147,7 @@ def _others(bundle: Bundle, model: Any, perturbation: _Perturbation) -> Iterator
         decoder = load_decoder(bundle.path / DECODER).build()
         latent = golden.final[None]
         if perturbation.jitter:
-            latent = np.nextafter(latent, np.inf, dtype=np.float32)
+            latent = last_bit(latent)
         yield "decoder", snr_db(golden.image, _run(decoder, decoder, (latent,), perturbation)[0])
 
 

@@ -18,6 +18,7 @@ from edge_sd.bundle.manifest import REFERENCE
 from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation.metrics import snr_db
 from edge_sd.runtimes._matching import best_match
+from edge_sd.runtimes.floor import last_bit
 from edge_sd.runtimes.parity import MARGIN_DB, ParityResult
 from edge_sd.runtimes.values import values
 from edge_sd.validation import Record
@@ -191,10 +192,7 @@ def _reference(
     select(whole, int(program.partition(".")[2] or 0))
     turned = rewritten(whole, bundle.program(target, program).rewrites)
     plain, exact = (outputs(module, inputs[0], torch.float32) for module in (whole, turned))
-    nudged = np.nextafter(inputs[0], np.where(np.arange(inputs[0].size).reshape(inputs[0].shape) % 2, np.inf, -np.inf)).astype(
-        np.float32
-    )
-    perturbed = [outputs(turned, nudged, torch.float32)]
+    perturbed = [outputs(turned, last_bit(inputs[0]), torch.float32)]
     if half:
         perturbed.append(outputs(turned, inputs[0], torch.float16))
     gates = {

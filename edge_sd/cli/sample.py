@@ -122,7 +122,7 @@ def _from_bundle(
 
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._console import progress
-    from edge_sd.runtimes import find_runtime, isolated, rows_of, sample_bundle
+    from edge_sd.runtimes import find_runtime, open_sampler, rows_of, sample_bundle
 
     bundle, found = open_bundle(path), find_runtime(runtime)
     if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
@@ -137,9 +137,7 @@ def _from_bundle(
         bundle, features = replace(bundle, plan=plan), plan.features
     else:
         features = rows_of(bundle, found, label, threads)
-    decodes = "decoder" in {contract.program for contract in bundle.manifest.contracts}
-    decoder = isolated(found, bundle, threads, ("decoder",)) if decodes else None
-    denoiser = isolated(found, bundle, threads, bundle.plan.header.programs)
+    denoiser, decoder = open_sampler(found, bundle, threads)
     with progress("sampling") as update:
         return sample_bundle(
             denoiser, bundle.plan, seed=seed, count=count, features=features, decoder=decoder,

@@ -22,7 +22,7 @@ from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.assemble import SampleHeader, assemble
 from edge_sd.report.parity import difference_sheet
 from edge_sd.report.render import write_report
-from edge_sd.runtimes import find_runtime, isolated, runtimes, sample_bundle
+from edge_sd.runtimes import find_runtime, open_sampler, runtimes, sample_bundle
 from edge_sd.runtimes.floor import Floor, noise_floor
 from edge_sd.runtimes.parity import ParityResult, check_parity, precision_of
 from edge_sd.sampling import decode, sample_model
@@ -186,9 +186,7 @@ class Run:
         choice, bundle = self.config.sample, open_bundle(self.bundle_path)
         runtime = next((name for name in self.config.parity.runtimes if name != "torch"), "torch")
         student = load_checkpoint(self.student_path)
-        found = find_runtime(runtime)
-        decoder = isolated(found, bundle, programs=("decoder",)) if self.config.autoencoder is not None else None
-        denoiser = isolated(found, bundle, programs=bundle.plan.header.programs)
+        denoiser, decoder = open_sampler(find_runtime(runtime), bundle)
         drawn = {
             "real": self.learning.images.centre[: choice.count].astype(np.float32) / 127.5 - 1,
             "teacher": self._from_torch(self.learning.open_teacher().checkpoint, "teacher's samples"),

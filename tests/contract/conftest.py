@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import diffusers
 import pytest
-import torch
 
+from decoders import same_size_decoder
 from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.checkpoint import Checkpoint, Provenance
-from edge_sd.decoder import Decoder, load_decoder
+from edge_sd.decoder import Decoder
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.export import ExportRequest, TargetOptions, export_bundle
 from edge_sd.models.unet import SpectralUNet
@@ -16,15 +15,7 @@ from edge_sd.models.unet import SpectralUNet
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    """Of three channels, 8 px to 8 px, every weight random."""
-    torch.manual_seed(1)
-    theirs = diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), num_encoder_blocks=(1,), num_decoder_blocks=(1,),
-        latent_channels=3, scaling_factor=0.7,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("autoencoder")
-    theirs.save_pretrained(folder)
-    return load_decoder(folder)
+    return same_size_decoder(tmp_path_factory.mktemp("autoencoder"))
 
 
 @pytest.fixture(scope="session")

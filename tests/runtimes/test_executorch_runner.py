@@ -10,16 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import psutil
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
+from decoders import same_size_decoder
 from edge_sd.bundle import Bundle, Golden, GoldenHeader, trace
 from edge_sd.checkpoint import Checkpoint, Provenance
-from edge_sd.decoder import Decoder, load_decoder
+from edge_sd.decoder import Decoder
 from edge_sd.diffusion import SCHEDULES, Plan, compile_plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation import snr_db
@@ -49,15 +48,7 @@ def model(make_model: MakeModel) -> SpectralUNet:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    """Of three channels, 8 px to 8 px, every weight random."""
-    torch.manual_seed(1)
-    theirs = diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8,), decoder_block_out_channels=(8,), num_encoder_blocks=(1,), num_decoder_blocks=(1,),
-        latent_channels=3, scaling_factor=0.7,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("autoencoder")
-    theirs.save_pretrained(folder)
-    return load_decoder(folder)
+    return same_size_decoder(tmp_path_factory.mktemp("autoencoder"))
 
 
 @pytest.fixture(scope="module")
