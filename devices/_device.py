@@ -1,49 +1,137 @@
 """What a device is: one small class, one file each in this folder, found by its name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from types import TracebackType
 
-from edge_sd.devices._job import BenchResult, DeviceInfo, Job
-from edge_sd.errors import UsageError
+from typing_extensions import Self
+
+from edge_sd.bundle import Bundle
+from edge_sd.devices._fingerprint import DeviceInfo
+from edge_sd.devices._job import Job, Outcome
+from edge_sd.errors import InstallationError, UsageError
 from edge_sd.registry import implementations
 from edge_sd.runnable import Availability
 
+Observe = Callable[[int, int, str], None]
+
+
+def unobserved(done: int, total: int, note: str = "") -> None:
+    """Nobody looks."""
+
+
+class Connection(ABC):
+    """A device that answers. Whatever is brought there is gone when the connection is closed, however it ends."""
+
+    @abstractmethod
+    def info(self) -> DeviceInfo:
+        """What it is, and in what state."""
+
+    @abstractmethod
+    def runtimes(self, bundle: Bundle) -> tuple[str, ...]:
+        """Names of the runtimes that can run this bundle there, the one to prefer first."""
+
+    @abstractmethod
+    def push(self, bundle: Bundle, job: Job) -> None:
+        """Bring a bundle there, and what runs it, and check that all of it arrived whole.
+
+        Raises:
+            DeviceError: the device went away, has no room, or holds something else than was sent.
+            EdgeSDError: the bundle has no program for the job's runtime.
+        """
+
+    @abstractmethod
+    def run(self, observe: Observe = unobserved) -> None:
+        """Do the job that was pushed last.
+
+        Raises:
+            DeviceError: the device went away, stopped answering, or the job's process was killed.
+            EdgeSDError: the job failed in words.
+        """
+
+    @abstractmethod
+    def pull(self) -> Outcome:
+        """Bring back what the job found, checked: schema, shapes, finite, of this bundle.
+
+        Raises:
+            DeviceError: the device went away.
+            EdgeSDError: what came is cut short or of another bundle.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End what still runs there, and remove what was pushed. Never raises; may be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
 
 class Device(ABC):
-    """Somewhere to run a bundle.
+    """A way to reach devices.
 
     Attributes:
-        name: what `--device` takes.
+        name: what `--device` begins with.
         about: one line for `edge-sd list devices`.
+        address: what stands behind the colon, for a person; empty where nothing does.
+        shares_host: its jobs run on this machine's processors, so that two at once would spoil each other's times.
     """
 
     name: str
     about: str
+    address: str = ""
+    shares_host: bool = False
 
     @abstractmethod
     def available(self) -> Availability:
-        """Whether it can be reached."""
+        """Whether this machine has what it takes to reach such a device (not whether one is there)."""
 
     @abstractmethod
-    def info(self) -> DeviceInfo:
-        """What it is."""
+    def open(self, address: str) -> Connection:
+        """Reach the device.
 
-    @abstractmethod
-    def bench(self, job: Job) -> BenchResult:
-        """Do a job and return what was measured.
+        Args:
+            address: what `--device` said behind the colon, or nothing.
 
         Raises:
-            DeviceError: the device went away, or the job's process died.
+            UsageError: no such address can be.
+            DeviceError: nobody answers there, or it is not ready.
         """
 
 
 def devices() -> dict[str, Device]:
-    """Every device by name."""
+    """Every way to reach devices, by name."""
     return implementations("edge_sd.devices", Device)
 
 
-def find_device(name: str) -> Device:
-    """Find a device by its name."""
+def find_device(place: str) -> tuple[Device, str]:
+    """Find what `--device` names: NAME or NAME:ADDRESS.
+
+    Returns:
+        The device, and the address.
+
+    Raises:
+        UsageError: there is none of that name, or it takes no address, or needs one.
+        InstallationError: what it takes is missing here.
+    """
+    name, _, address = place.partition(":")
     known = devices()
     if name not in known:
-        raise UsageError(f"unknown device {name!r}", f"one of {', '.join(known)}")
-    return known[name]
+        raise UsageError(f"unknown device {name!r}", f"one of {', '.join(map(_usage, known.values()))}")
+    device = known[name]
+    if address and not device.address:
+        raise UsageError(f"device {name} takes no address, unlike {place!r}", f"--device {name}")
+    if not address and device.address and not device.address.startswith("["):
+        raise UsageError(f"device {name} needs an address", f"--device {_usage(device)}")
+    available = device.available()
+    if not available.ok:
+        raise InstallationError(f"device {name}: {available.detail}", available.remedy)
+    return device, address
+
+
+def _usage(device: Device) -> str:
+    if device.address.startswith("["):
+        return f"{device.name}[:{device.address[1:]}"
+    return f"{device.name}:{device.address}" if device.address else device.name

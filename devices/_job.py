@@ -1,84 +1,187 @@
-"""A job to do on a device and what comes back: the same two records for every device."""
+"""A job to do on a device and what comes back: the same records for every device."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
+from edge_sd.devices._fingerprint import DeviceInfo
+from edge_sd.runtimes.evidence import Evidence
+from edge_sd.runtimes.parity import ParityResult
 from edge_sd.validation import Record
+
+Milliseconds = tuple[float, ...]
 
 
 class Job(Record):
-    """Time a bundle's denoiser in a runtime.
+    """What to do with a bundle: prove it, time it, or both.
 
     Attributes:
-        bundle: its folder, on the device.
+        runtime: what runs its programs on the device.
         threads: of one call.
-        warmup: calls that are made first and not timed among the rest.
-        iterations: calls that are timed.
+        prove: follow the golden trajectories and bring back what came out.
+        least_warmup: calls before the timed ones; and the window, two of which must agree before timing begins.
+        most_warmup: calls after which timing begins all the same.
+        iterations: timed calls of the denoiser; 0: nothing is timed.
+        images: whole images that are timed: noise, every step, decoder.
+        minutes: of calls one after the other, after all else, for a curve of time and temperature.
+        most_seconds: after which warm-up ends, and after which the timed calls do, however few there were.
+        memory_mib: limit of the job's memory, where the device can set one.
+        processors: numbers of the processors that the job is pinned to, where the device can; empty: any.
+    """
+
+    schema_version: Literal[2] = 2
+    kind: Literal["job"] = "job"
+    runtime: str
+    threads: int = Field(default=1, ge=1)
+    prove: bool = True
+    least_warmup: int = Field(default=10, ge=1)
+    most_warmup: int = Field(default=200, ge=1)
+    iterations: int = Field(default=100, ge=0)
+    images: int = Field(default=2, ge=0)
+    minutes: float = Field(default=0.0, ge=0, le=24 * 60)
+    most_seconds: float = Field(default=120.0, gt=0)
+    memory_mib: int | None = Field(default=None, ge=1)
+    processors: tuple[int, ...] = ()
+
+
+class Moment(Record):
+    """A few seconds of the sustained curve.
+
+    Attributes:
+        seconds: since the curve began, at the end of these calls.
+        celsius: of each thermal zone that the device shows, by its type.
+        mhz: of each processor, where the device tells.
+    """
+
+    seconds: float = Field(ge=0)
+    calls: int = Field(ge=1)
+    p50_ms: float = Field(ge=0)
+    p90_ms: float = Field(ge=0)
+    celsius: dict[str, float] = Field(default_factory=dict)
+    mhz: tuple[float, ...] = ()
+
+
+class Measurement(Record):
+    """What a device says of the times and the memory; all of it raw.
+
+    Attributes:
+        load_ms: from the files on the device to programs that can be called.
+        first_ms: the first call, which may still plan and pack.
+        warmup_ms: the other calls before the timed ones, one by one.
+        stable: whether the warm-up ended because two windows agreed.
+        samples_ms: the timed calls, one by one, on inputs of the golden trajectories in turn.
+        decoder_ms: calls of the decoder, the first left out.
+        image_ms: whole images.
+        base_memory_bytes: resident set before the programs were loaded; None where the device does not tell.
+        peak_memory_bytes: largest resident set.
+        ceiling_gflops: most float32 operations a second (a multiply-add is two), measured beside with as many threads.
+        ceiling: how that was measured.
     """
 
     schema_version: Literal[1] = 1
-    bundle: str
-    runtime: str
-    threads: int = Field(ge=1)
-    warmup: int = Field(default=10, ge=1)
-    iterations: int = Field(default=100, ge=1)
+    kind: Literal["measurement"] = "measurement"
+    runtime_version: str
+    load_ms: float = Field(ge=0)
+    first_ms: float = Field(ge=0)
+    warmup_ms: Milliseconds
+    stable: bool
+    samples_ms: Milliseconds = Field(min_length=1)
+    decoder_ms: Milliseconds = ()
+    image_ms: Milliseconds = ()
+    sustained: tuple[Moment, ...] = ()
+    base_memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
+    ceiling_gflops: float | None = None
+    ceiling: str = ""
+
+    @model_validator(mode="after")
+    def _finite(self) -> Self:
+        for values in (self.warmup_ms, self.samples_ms, self.decoder_ms, self.image_ms):
+            if not np.isfinite(values).all() or min(values, default=0) < 0:
+                raise ValueError("a time that is not finite, or below zero")
+        return self
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a connection pulls: each is None where the job did not ask for it."""
+
+    measurement: Measurement | None
+    evidence: tuple[Evidence, ...] | None
 
 
 class Latency(Record):
-    """Percentiles of one call's wall time, in milliseconds."""
+    """Percentiles of one call's wall time, in milliseconds.
+
+    Attributes:
+        low_ms, high_ms: 95 % interval of the median, from the bootstrap over blocks of neighbouring calls.
+    """
 
     p50_ms: float
     p90_ms: float
     p99_ms: float
     mean_ms: float
+    low_ms: float
+    high_ms: float
 
     @classmethod
-    def of(cls, samples_ms: list[float]) -> "Latency":
+    def of(cls, samples_ms: Milliseconds | list[float]) -> "Latency":
         """Summarise raw samples."""
-        p50, p90, p99 = (float(v) for v in np.percentile(samples_ms, (50, 90, 99)))
-        return cls(p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(np.mean(samples_ms)))
+        p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
+        low, high = median_interval(np.asarray(samples_ms, dtype=np.float64))
+        return cls(p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(np.mean(samples_ms)), low_ms=low, high_ms=high)
 
 
-class DeviceInfo(Record):
-    """What a device is; figures of different devices are never compared."""
+_BLOCKS, _RESAMPLES = 10, 1000
 
-    device: str
-    machine: str
-    processor: str
-    cores: int
-    memory_bytes: int
-    system: str
+
+def median_interval(samples: "np.ndarray") -> tuple[float, float]:
+    """95 % interval of the median of samples in the order of time.
+
+    Neighbours share what else the machine was doing, so blocks of them are drawn, not single ones (Künsch 1989, moving blocks).
+    """
+    length = max(1, len(samples) // _BLOCKS)
+    starts = np.random.default_rng(0).integers(0, len(samples) - length + 1, (_RESAMPLES, -(-len(samples) // length)))
+    drawn = samples[starts[..., None] + np.arange(length)].reshape(_RESAMPLES, -1)
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 class BenchResult(Record):
-    """bench.json of one runtime on one device.
+    """bench.json: one bundle in one runtime on one device.
 
     Attributes:
-        load_ms: from the files on disk to a session.
-        first_ms: the first call, which may still plan and pack.
-        warmup_ms: the other warm-up calls, one by one.
-        samples_ms: the timed calls, one by one, on inputs of the golden trajectories in turn.
-        steps: of the bundle's plan; a whole image takes about steps × latency.
-        peak_memory_bytes: largest resident set of the process; None where the system does not tell.
+        times: what the times are: of a real processor, of an imitated one, or of an evaluator that stands for the runtime. Only
+            real ones say how fast the runtime is.
+        bundle_digest: the manifest's own.
+        macs: multiply-adds of one call of the denoiser, attention's products included.
         forecast_memory_bytes: what the export foretold for the program alone, to be compared with peak − base.
-        base_memory_bytes: resident set before the program was loaded (interpreter and libraries).
+        warnings: what makes the figures less than they seem.
+        versions: of the packages that drove it.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["bench"] = "bench"
     job: Job
-    bundle_digest: str
+    bundle: str
+    bundle_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     device: DeviceInfo
-    runtime_version: str
-    load_ms: float
-    first_ms: float
-    warmup_ms: list[float]
-    samples_ms: list[float]
+    times: Literal["real", "emulated", "evaluated"] = "real"
     steps: int
-    latency: Latency
-    base_memory_bytes: int
-    peak_memory_bytes: int | None
+    macs: int
+    measurement: Measurement | None
+    latency: Latency | None
+    parity: ParityResult | None
     forecast_memory_bytes: int | None = None
+    warnings: tuple[str, ...] = ()
     versions: dict[str, str]
+
+    @property
+    def ceiling_share(self) -> float | None:
+        """Share of the device's measured ceiling that a call reaches; None where no ceiling was measured."""
+        if self.measurement is None or self.latency is None or self.measurement.ceiling_gflops is None:
+            return None
+        return 2 * self.macs / (self.latency.p50_ms * 1e6) / self.measurement.ceiling_gflops
