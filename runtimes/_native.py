@@ -63,7 +63,18 @@ class Machine:
         return self.name or platform.machine()
 
 
-HOST = Machine("", "g++", {"g++": "g++", "cmake": "cmake", "ninja": "ninja-build"})
+# The system's own libraries that the runner asks for, its loader aside.
+_LIBRARIES = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libstdc++.so.6", "libgcc_s.so.1")
+_LOADERS = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
+
+
+def _loader(architecture: str) -> tuple[str, ...]:
+    return (_LOADERS[architecture], *_LIBRARIES) if architecture in _LOADERS else ()
+
+
+HOST = Machine(
+    "", "g++", {"g++": "g++", "cmake": "cmake", "ninja": "ninja-build"}, loader=_loader(platform.machine())
+)
 AARCH64 = Machine(
     "aarch64",
     "aarch64-linux-gnu-g++",
@@ -76,21 +87,28 @@ AARCH64 = Machine(
     "aarch64.cmake",
     # The richest processor that qemu 7.2 imitates right: with its SME, XNNPACK's int8 convolutions come out wrong.
     ("qemu-aarch64-static", "-cpu", "max,sme=off", "-L", "/usr/aarch64-linux-gnu"),
-    (
-        "ld-linux-aarch64.so.1",
-        "libc.so.6",
-        "libm.so.6",
-        "libdl.so.2",
-        "libpthread.so.0",
-        "librt.so.1",
-        "libstdc++.so.6",
-        "libgcc_s.so.1",
-    ),
+    _loader("aarch64"),
 )
 
 
-def tools_available(machine: Machine) -> Availability:
-    """Whether everything is there that building and running the runner takes. Nothing is built."""
+def machine_of(architecture: str) -> Machine:
+    """What the runner is built for, for a device of that architecture (as `uname -m` names it).
+
+    Raises:
+        InstallationError: it is built for no such machine.
+    """
+    if architecture == platform.machine():
+        return HOST
+    if architecture == AARCH64.architecture:
+        return AARCH64
+    raise InstallationError(
+        f"the C++ runner is not built for {architecture}, only for {' and '.join(dict.fromkeys((platform.machine(), 'aarch64')))}",
+        "use a 64-bit system on the device",
+    )
+
+
+def tools_available(machine: Machine, *, to_run: bool = True) -> Availability:
+    """Whether everything is there that building the runner takes, and running it here. Nothing is built."""
     if sys.platform != "linux":
         return Availability(False, "the C++ runner is built on Linux only so far", "use the runtime executorch")
     try:
@@ -99,7 +117,8 @@ def tools_available(machine: Machine) -> Availability:
         return Availability(False, "executorch is not installed", _EXECUTORCH)
     if Version(found) < Version(_OLDEST):
         return Availability(False, f"executorch {found} has no libraries for C++, {_OLDEST} has", _EXECUTORCH)
-    missing = {tool: package for tool, package in machine.packages.items() if shutil.which(tool) is None}
+    wanted = {tool: package for tool, package in machine.packages.items() if to_run or tool not in machine.emulator}
+    missing = {tool: package for tool, package in wanted.items() if shutil.which(tool) is None}
     if missing:
         return Availability(False, f"{', '.join(missing)} missing", f"apt-get install -y {' '.join(missing.values())}")
     return Availability(True, f"executorch {found}" + (f", emulated by {machine.emulator[0]}" if machine.emulator else ""))
@@ -111,12 +130,15 @@ def command(machine: Machine) -> list[str]:
     Raises:
         InstallationError: a tool is missing, or the build fails; its log is named.
     """
+    available = tools_available(machine)
+    if not available.ok:
+        raise InstallationError(f"the C++ runner: {available.detail}", available.remedy)
     return [*machine.emulator, str(build(machine) / RUNNER)]
 
 
 def build(machine: Machine) -> Path:
     """The folder of the runner and its libraries; errors as `command`'s."""
-    available = tools_available(machine)
+    available = tools_available(machine, to_run=False)
     if not available.ok:
         raise InstallationError(f"the C++ runner: {available.detail}", available.remedy)
     folder = cache() / _key(machine)

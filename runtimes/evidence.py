@@ -74,7 +74,7 @@ class Prover(ABC):
 
     @abstractmethod
     def prove(self, bundle: Bundle, threads: int | None, output: Path, observe: Observe = _unobserved) -> object:
-        """Write evidence of the bundle's denoisers and decoder.
+        """Write evidence of all of the bundle's programs.
 
         Raises:
             EdgeSDError: it fails, or what a program puts out is not finite.
@@ -98,17 +98,12 @@ def gather(
     known = {contract.program for contract in bundle.manifest.contracts}
     goldens, labels = bundle.golden.trajectories, bundle.golden.header.labels
     if isinstance(runtime, Prover):
-        names = ["temporal"] if "temporal" in known else []
-        session = isolated(runtime, bundle, threads, names) if names else None
         with tempfile.TemporaryDirectory() as folder:
             runtime.prove(bundle, threads, Path(folder) / "evidence.safetensors", observe)
-            found = list(load_evidence(Path(folder) / "evidence.safetensors", bundle)[1])
-    else:
-        names = [*bundle.plan.header.programs, *(name for name in ("temporal", "decoder") if name in known)]
-        session = isolated(runtime, bundle, threads, names)
-        found = follow(bundle, session, observe)
-    if session is None:
-        return tuple(found)
+            return load_evidence(Path(folder) / "evidence.safetensors", bundle)[1]
+    names = [*bundle.plan.header.programs, *(name for name in ("temporal", "decoder") if name in known)]
+    session = isolated(runtime, bundle, threads, names)
+    found = follow(bundle, session, observe)
     if "temporal" in names:
         session.select(names.index("temporal"))
         times = bundle.plan.timestep.astype(np.float32)[:, None]

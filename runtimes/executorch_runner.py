@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from edge_sd.bundle import Bundle
-from edge_sd.bundle.manifest import GOLDEN, PLAN
+from edge_sd.bundle.manifest import GOLDEN, PLAN, Program
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import explained, parse_model
 from edge_sd.runnable import Availability, Session
@@ -100,8 +100,10 @@ class _Runner(Runtime, LoadsTogether, Prover):
             "--seed", str(bundle.golden.header.seed), "--header", header_of(bundle, self).model_dump_json(),
             "--output", str(output), *_threads(threads),
         ]  # fmt: skip
-        if any(contract.program == "decoder" for contract in bundle.manifest.contracts):
-            arguments += ["--decoder", _program(bundle, "decoder")]
+        known = {contract.program for contract in bundle.manifest.contracts}
+        for name in ("decoder", "temporal"):
+            arguments += [f"--{name}", _program(bundle, name)] if name in known else []
+        arguments += _repeated("--label", [str(label) for label in bundle.golden.header.labels if "temporal" in known])
         with explained(output):
             output.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -154,17 +156,25 @@ class ExecuTorchRunnerAarch64(_Runner):
         return AARCH64
 
 
-def _program(bundle: Bundle, name: str) -> str:
-    """FILE:METHOD.
+def runnable(bundle: Bundle, name: str) -> Program:
+    """A program that the runner runs.
 
     Raises:
         EdgeSDError: the bundle has no such program for ExecuTorch, or one that is lowered to another delegate.
     """
     found = bundle.program("executorch", name)
-    path, delegate = bundle.path / found.file, found.options.get("delegate", "")
+    delegate = found.options.get("delegate", "")
     if delegate != _DELEGATE:
-        raise EdgeSDError(f"{path} is lowered to {delegate}, which does not run here", "edge-sd export --delegate xnnpack")
-    return f"{path}:{found.entry}"
+        raise EdgeSDError(
+            f"{bundle.path / found.file} is lowered to {delegate}, which does not run here", "edge-sd export --delegate xnnpack"
+        )
+    return found
+
+
+def _program(bundle: Bundle, name: str) -> str:
+    """FILE:METHOD; errors as `runnable`'s."""
+    found = runnable(bundle, name)
+    return f"{bundle.path / found.file}:{found.entry}"
 
 
 def _threads(threads: int | None) -> list[str]:

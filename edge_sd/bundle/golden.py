@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from edge_sd.diffusion.execute import execute
-from edge_sd.diffusion.noise import NAME, gaussian
+from edge_sd.diffusion.execute import trace as traced
+from edge_sd.diffusion.noise import NAME
 from edge_sd.diffusion.plan import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import read_tensors, write_tensors
@@ -58,24 +58,14 @@ def trace(plan: Plan, session: Session, seed: int, index: int, features: NDArray
     Args:
         features: rows for a class, (N, F); the plan's own if left out.
     """
-    shape = (1, *session.sample_shape)
     rows: NDArray[np.float32] = plan.features if features is None else features
-    samples: list[np.ndarray] = []
-    predictions: list[np.ndarray] = []
 
-    def observe(row: int, x: np.ndarray, e: np.ndarray) -> None:
-        samples.append(x[0])
-        predictions.append(e[0])
-
-    def noise(row: int) -> np.ndarray:
-        return gaussian(seed, index, row, shape)
-
-    def program(x: np.ndarray, row: int) -> np.ndarray:
+    def program(x: NDArray[np.float32], row: int) -> NDArray[np.float32]:
         session.select(int(plan.program[row]))
         return session(x, rows[row : row + 1])
 
-    final = execute(plan, program, noise(-1), noise, observe)
-    return Trajectory(np.stack(samples), np.stack(predictions), final[0], rows)
+    samples, predictions, final = traced(plan, program, seed, index, session.sample_shape)
+    return Trajectory(np.stack(samples), np.stack(predictions), final, rows)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Running a plan: one loop for NumPy arrays and torch tensors alike, the same arithmetic in the same order.
 
 Only +, × and lists are used, so that the loop is also the specification for every other language. The coefficients are
-Python floats: NumPy and torch both round them to the sample's dtype before they multiply.
+Python floats: NumPy and torch both round them to the sample's dtype before they multiply. At run time this file needs NumPy alone:
+it travels to boards that have nothing else (`edge_sd.devices`).
 """
 
 from collections.abc import Callable
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from edge_sd.diffusion.plan import Plan
+from edge_sd.diffusion.noise import gaussian
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from edge_sd.diffusion.plan import Plan
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 def execute(
-    plan: Plan,
+    plan: "Plan",
     program: Callable[[Array, int], Array],
     x: Array,
     noise: Callable[[int], Array],
@@ -53,3 +56,29 @@ def execute(
         if c:
             x = x + c * noise(row)
     return x
+
+
+def trace(
+    plan: "Plan", program: Callable[[np.ndarray, int], np.ndarray], seed: int, index: int, shape: tuple[int, ...]
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Draw one image from the noise of (seed, index) and keep everything.
+
+    Args:
+        program: (x, row) → the prediction; x is (1, C, H, W) float32.
+        shape: (C, H, W).
+
+    Returns:
+        x before each row and the prediction at it, (C, H, W) each, and x after the last row.
+    """
+    samples: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
+
+    def observe(row: int, x: np.ndarray, e: np.ndarray) -> None:
+        samples.append(x[0])
+        predictions.append(e[0])
+
+    def noise(row: int) -> np.ndarray:
+        return gaussian(seed, index, row, (1, *shape))
+
+    final = execute(plan, program, noise(-1), noise, observe)
+    return samples, predictions, final[0]

@@ -1,9 +1,12 @@
 // edgesd-runner: a bundle's ExecuTorch programs on a device without Python.
 //
 //   edgesd-runner serve --program FILE:METHOD [--program …] [--threads N]
-//   edgesd-runner prove --plan plan.safetensors --golden golden.safetensors --program FILE:METHOD … [--decoder FILE:METHOD]
-//                       --seed S --header JSON --output OUT.safetensors [--threads N]
+//   edgesd-runner prove JOB --header JSON|--header-file FILE --output OUT.safetensors [--temporal FILE:METHOD] [--label N …]
+//   edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--minutes M] [--most-seconds S]
 //   edgesd-runner noise SEED INDEX ROW COUNT
+//
+// JOB is --plan PLAN --golden GOLDEN --program FILE:METHOD … [--decoder FILE:METHOD] --seed S [--threads N] [--watch 1]; with
+// --watch the runner ends when its standard input does: whoever started it has gone.
 //
 // Exit codes: 0 done, 1 a failure that is named on standard error, 2 wrong arguments.
 #include <csignal>
@@ -11,15 +14,21 @@
 #include <sys/prctl.h>
 #endif
 
+#include <thread>
+
 #include "frames.h"
+#include "measure.h"
 #include "prove.h"
 
 namespace {
 
 constexpr const char* kUsage =
     "usage: edgesd-runner serve --program FILE:METHOD [--program ...] [--threads N]\n"
-    "       edgesd-runner prove --plan PLAN --golden GOLDEN --program FILE:METHOD [--program ...] [--decoder FILE:METHOD]\n"
-    "                           --seed S --header JSON --output OUT [--threads N]\n"
+    "       edgesd-runner prove JOB --header JSON|--header-file FILE --output OUT [--temporal FILE:METHOD] [--label N ...]\n"
+    "       edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--minutes M]\n"
+    "                                 [--most-seconds S]\n"
+    "       JOB: --plan PLAN --golden GOLDEN --program FILE:METHOD [--program ...] [--decoder FILE:METHOD] --seed S [--threads N]\n"
+    "            [--watch 1]\n"
     "       edgesd-runner noise SEED INDEX ROW COUNT\n";
 
 struct Usage : std::runtime_error {
@@ -91,7 +100,7 @@ Options options_of(const std::vector<std::string>& words, const Options& known) 
     if (!known.count(words[i])) throw Usage("unknown option " + words[i]);
     if (i + 1 == words.size()) throw Usage(words[i] + " needs a value");
     found[words[i]].push_back(words[i + 1]);
-    if (words[i] != "--program" && found[words[i]].size() > 1) throw Usage(words[i] + " is given twice");
+    if (words[i] != "--program" && words[i] != "--label" && found[words[i]].size() > 1) throw Usage(words[i] + " is given twice");
   }
   for (const auto& [name, needed] : known) {
     if (!needed.empty() && !found.count(name)) throw Usage(name + " is missing");
@@ -102,6 +111,41 @@ Options options_of(const std::vector<std::string>& words, const Options& known) 
 
 const std::vector<std::string> kNeeded = {"needed"}, kOptional = {};
 
+double real_of(const std::string& text, const std::string& what, double most) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end || !(value >= 0 && value <= most)) throw Usage(what + " is a number from 0 on, unlike " + text);
+  return value;
+}
+
+void end_with_input() {
+  std::thread([] {
+    char byte;
+    while (true) {
+      const ssize_t got = read(0, &byte, 1);
+      if (got == 0 || (got < 0 && errno != EINTR)) _exit(1);
+    }
+  }).detach();
+}
+
+// The options of a job, with those that a mode adds.
+Options job_options(const std::vector<std::string>& words, Options added) {
+  added.insert({{"--plan", kNeeded}, {"--golden", kNeeded}, {"--program", kNeeded}, {"--decoder", kOptional}, {"--seed", kNeeded},
+                {"--threads", kOptional}, {"--watch", kOptional}});
+  Options options = options_of(words, added);
+  if (options.count("--watch")) end_with_input();
+  return options;
+}
+
+Request request_of(Options& options) {
+  Request request;
+  request.plan = options["--plan"][0], request.golden = options["--golden"][0], request.programs = options["--program"];
+  if (options.count("--decoder")) request.decoder = options["--decoder"][0];
+  if (options.count("--temporal")) request.temporal = options["--temporal"][0];
+  request.seed = unsigned_of(options["--seed"][0], "--seed", 0, UINT64_MAX);
+  return request;
+}
+
 void serve(const std::vector<std::string>& words) {
   end_with_parent();
   const int out = take_output();
@@ -111,14 +155,38 @@ void serve(const std::vector<std::string>& words) {
 
 void prove_(const std::vector<std::string>& words) {
   const int out = take_output();
-  Options options = options_of(words, {{"--plan", kNeeded}, {"--golden", kNeeded}, {"--program", kNeeded}, {"--decoder", kOptional},
-                                       {"--seed", kNeeded}, {"--header", kNeeded}, {"--output", kNeeded}, {"--threads", kOptional}});
-  prove::Request request;
-  request.plan = options["--plan"][0], request.golden = options["--golden"][0], request.programs = options["--program"];
-  request.header = options["--header"][0], request.output = options["--output"][0];
-  if (options.count("--decoder")) request.decoder = options["--decoder"][0];
-  request.seed = unsigned_of(options["--seed"][0], "--seed", 0, UINT64_MAX);
-  frames::write_bytes(out, prove::Prover(request).run() + "\n");
+  Options options = job_options(words, {{"--header", kOptional}, {"--header-file", kOptional}, {"--output", kNeeded},
+                                        {"--temporal", kOptional}, {"--label", kOptional}});
+  if (options.count("--header") == options.count("--header-file")) throw Usage("one of --header and --header-file is needed");
+  std::string header;
+  if (options.count("--header")) {
+    header = options["--header"][0];
+  } else {
+    std::ifstream file(options["--header-file"][0], std::ios::binary);
+    header.assign(std::istreambuf_iterator<char>(file), {});
+    require(bool(file) && !header.empty(), "cannot read " + options["--header-file"][0]);
+  }
+  std::vector<uint64_t> labels;
+  for (const std::string& label : options["--label"]) labels.push_back(unsigned_of(label, "--label", 0, INT32_MAX));
+  prove::Prover prover(request_of(options), labels);
+  frames::write_bytes(out, prover.run(header, options["--output"][0]) + "\n");
+}
+
+void measure_(const std::vector<std::string>& words) {
+  const int out = take_output();
+  Options options = job_options(words, {{"--least-warmup", kOptional}, {"--most-warmup", kOptional}, {"--iterations", kOptional},
+                                        {"--images", kOptional}, {"--minutes", kOptional}, {"--most-seconds", kOptional}});
+  measure::Limits limits;
+  const auto whole = [&](const std::string& name, uint64_t& value, uint64_t least) {
+    if (options.count(name)) value = unsigned_of(options[name][0], name, least, 1'000'000'000);
+  };
+  whole("--least-warmup", limits.least_warmup, 1), whole("--most-warmup", limits.most_warmup, 1);
+  whole("--iterations", limits.iterations, 1), whole("--images", limits.images, 0);
+  if (options.count("--minutes")) limits.minutes = real_of(options["--minutes"][0], "--minutes", 24 * 60);
+  if (options.count("--most-seconds")) limits.most_seconds = real_of(options["--most-seconds"][0], "--most-seconds", 1e9);
+  const uint32_t threads = options.count("--threads") ? uint32_t(unsigned_of(options["--threads"][0], "--threads", 1, 1024)) : 1;
+  set_threads(threads);
+  frames::write_bytes(out, measure::Measurer(request_of(options), limits, threads).run() + "\n");
 }
 
 void noise_(const std::vector<std::string>& words) {
@@ -143,6 +211,7 @@ int main(int argc, char** argv) {
   try {
     if (mode == "serve") serve(words);
     else if (mode == "prove") prove_(words);
+    else if (mode == "measure") measure_(words);
     else if (mode == "noise") noise_(words);
     else throw Usage(mode.empty() ? "say what to do" : "unknown mode " + mode);
   } catch (const Usage& error) {

@@ -8,7 +8,7 @@
 // One row a step. Columns of coefficients are float64 in the file; `loop.h` rounds them to float32 before it multiplies.
 struct Plan {
   size_t rows = 0, history = 0;
-  std::vector<double> p, q, u, a, a_next, c;
+  std::vector<double> timestep, p, q, u, a, a_next, c;
   std::vector<double> b, b_next;  // (rows, history)
   std::vector<size_t> program;
 };
@@ -19,7 +19,6 @@ inline Plan load_plan(const std::string& path, size_t programs) {
   require(vector.size() == 1 && vector[0] >= 1, path + ": a plan needs at least one row");
   require(matrix.size() == 2 && matrix[1] >= 1, path + ": column b is not a table");
   const Shape table = {vector[0], matrix[1]};
-  file.read<double>("timestep", vector);
   file.read<double>("guidance", vector);
   size_t expected = 11;
   if (file.tensors().count("features")) {
@@ -30,6 +29,7 @@ inline Plan load_plan(const std::string& path, size_t programs) {
   }
   Plan plan;
   plan.rows = vector[0], plan.history = matrix[1];
+  plan.timestep = file.read<double>("timestep", vector);
   plan.p = file.read<double>("p", vector), plan.q = file.read<double>("q", vector);
   plan.u = file.read<double>("u", vector), plan.a = file.read<double>("a", vector);
   plan.a_next = file.read<double>("a_next", vector), plan.c = file.read<double>("c", vector);

@@ -1,0 +1,197 @@
+"""A job's folder, made here and brought to a device: what runs, what it reads, and the commands that start it."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_sd.bundle import Bundle
+from edge_sd.bundle.manifest import GOLDEN, LAYOUT, NCHW, PLAN, Program
+from edge_sd.devices._agent import EVIDENCE as EVIDENCE
+from edge_sd.devices._agent import JOB
+from edge_sd.devices._agent import RESULT as RESULT
+from edge_sd.devices._job import Job
+from edge_sd.devices._measuring import Limits
+from edge_sd.diffusion.noise import NAME
+from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.files import explained, write_model, write_text
+from edge_sd.runtimes import _native as native
+from edge_sd.runtimes.evidence import EvidenceHeader
+from edge_sd.runtimes.executorch_runner import runnable
+from edge_sd.validation import Record
+
+# What a board's Python is asked. A constant, and silent.
+HAS_ONNXRUNTIME = "ORT_DISABLE_TELEMETRY=1 python3 -c 'import numpy, onnxruntime' > /dev/null 2>&1"
+RUNNER, ONNXRUNTIME = "executorch-runner", "onnxruntime"
+_AGENT = "agent.pyz"
+_PACKAGE = Path(__file__).parent
+# Of ours, what the agent needs: these import NumPy alone.
+_ALONG = {
+    "edge_sd/diffusion/noise.py": "edge_sd.diffusion.noise",
+    "edge_sd/diffusion/execute.py": "edge_sd.diffusion.execute",
+    "edge_sd/devices/_measuring.py": "edge_sd.devices._measuring",
+}
+
+
+class Part(Record):
+    """A program's file in the job's folder, and whether ONNX Runtime is to leave its maps as they lie."""
+
+    file: str
+    nchw: bool
+
+
+class Description(Record):
+    """job.json as the agent reads it; see `_agent.Work`."""
+
+    threads: int
+    programs: tuple[Part, ...]
+    decoder: Part | None
+    temporal: Part | None
+    labels: tuple[int, ...]
+    seed: int
+    history: int
+    header: EvidenceHeader
+    limits: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A folder that is ready to travel.
+
+    Attributes:
+        commands: to be run in it, one after the other. Constant words, numbers, and names of files in it that are ours.
+    """
+
+    commands: tuple[str, ...]
+
+
+def limits_of(job: Job) -> Limits:
+    """The part of a job that says how much is timed."""
+    return Limits(**{name: getattr(job, name) for name in Limits._fields})
+
+
+def stage(bundle: Bundle, job: Job, machine: str, folder: Path) -> Staged:
+    """Fill a folder with a job for a device.
+
+    Args:
+        machine: the device's architecture, as `uname -m` names it.
+
+    Raises:
+        UsageError: no such runtime there.
+        InstallationError: the runner cannot be built.
+        EdgeSDError: the bundle has no program for the runtime.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True)
+        for name in (PLAN, GOLDEN):
+            _link(bundle.path / name, folder / name)
+    makers = {RUNNER: _stage_runner, ONNXRUNTIME: _stage_agent}
+    if job.runtime not in makers:
+        raise UsageError(
+            f"runtime {job.runtime!r} does not run on a device that is reached by a shell", f"one of {', '.join(makers)}"
+        )
+    return Staged(tuple(makers[job.runtime](bundle, job, machine, folder)))
+
+
+def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> Sequence[str]:
+    start = native.assemble(native.machine_of(machine), folder)
+    files: dict[str, str] = {}  # of the bundle → in the folder: several programs may be methods of one file
+
+    def method(name: str) -> str:
+        program = runnable(bundle, name)
+        if program.file not in files:
+            files[program.file] = f"program{len(files)}.pte"
+            _link(bundle.path / program.file, folder / files[program.file])
+        if not program.entry.isidentifier():
+            raise EdgeSDError(f"{bundle.path}: a method is named {program.entry!r}", "export the bundle again")
+        return f"{files[program.file]}:{program.entry}"
+
+    shared = ["--plan", PLAN, "--golden", GOLDEN, "--seed", str(bundle.golden.header.seed), "--threads", str(job.threads)]
+    for name in bundle.plan.header.programs:
+        shared += ["--program", method(name)]
+    if _has(bundle, "decoder"):
+        shared += ["--decoder", method("decoder")]
+    commands = []
+    if job.prove:
+        write_text(folder / "header.json", _header(bundle, job).model_dump_json())
+        words = [*start, "prove", *shared, "--header-file", "header.json", "--output", EVIDENCE, "--watch", "1"]
+        if _has(bundle, "temporal"):
+            words += ["--temporal", method("temporal")]
+            for label in bundle.golden.header.labels:
+                words += ["--label", str(label)]
+        commands.append(" ".join(words) + " > proof.json")
+    if job.iterations:
+        limits = [word for name, value in limits_of(job)._asdict().items() for word in (f"--{name.replace('_', '-')}", f"{value:g}")]
+        commands.append(" ".join([*start, "measure", *shared, *limits, "--watch", "1"]) + f" > {RESULT}")
+    return commands
+
+
+def _stage_agent(bundle: Bundle, job: Job, machine: str, folder: Path) -> Sequence[str]:
+    parts: dict[str, Part] = {}
+
+    def part(name: str) -> Part:
+        program = bundle.program("onnx", name)
+        if program.file not in parts:
+            parts[program.file] = Part(file=f"program{len(parts)}.onnx", nchw=_nchw(program))
+            _link(bundle.path / program.file, folder / parts[program.file].file)
+            beside = [file for file in bundle.manifest.files if file.startswith(f"{program.file}.")]
+            if beside:
+                raise EdgeSDError(
+                    f"{bundle.path}: {program.file} keeps its weights in {beside[0]}, which does not travel yet",
+                    "use the runtime executorch-runner on this device",
+                )
+        return parts[program.file]
+
+    description = Description(
+        threads=job.threads,
+        programs=tuple(part(name) for name in bundle.plan.header.programs),
+        decoder=part("decoder") if _has(bundle, "decoder") else None,
+        temporal=part("temporal") if _has(bundle, "temporal") else None,
+        labels=bundle.golden.header.labels,
+        seed=bundle.golden.header.seed,
+        history=bundle.plan.header.history,
+        header=_header(bundle, job),
+        limits=limits_of(job)._asdict(),
+    )
+    write_model(folder / JOB, description)
+    _pack_agent(folder / _AGENT)
+    modes = [mode for mode, wanted in (("prove", job.prove), ("measure", job.iterations)) if wanted]
+    return [f"python3 {_AGENT} {mode}" for mode in modes]
+
+
+def _pack_agent(path: Path) -> None:
+    """The agent and the modules that it imports, as one file that Python runs; packages are empty there."""
+    from importlib.util import find_spec
+
+    with explained(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__main__.py", (_PACKAGE / "_agent.py").read_bytes())
+        for package in ("edge_sd", "edge_sd/diffusion", "edge_sd/devices"):
+            archive.writestr(f"{package}/__init__.py", "")
+        for name, module in _ALONG.items():
+            spec = find_spec(module)
+            assert spec is not None and spec.origin is not None  # noqa: S101 (our own)
+            archive.writestr(name, Path(spec.origin).read_bytes())
+
+
+def _header(bundle: Bundle, job: Job) -> EvidenceHeader:
+    return EvidenceHeader(
+        bundle_digest=bundle.manifest.digest, runtime=job.runtime, runtime_version="", seed=bundle.golden.header.seed, noise=NAME
+    )
+
+
+def _has(bundle: Bundle, program: str) -> bool:
+    return any(contract.program == program for contract in bundle.manifest.contracts)
+
+
+def _nchw(program: Program) -> bool:
+    return program.options.get(LAYOUT) == NCHW
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same bytes under another name: a hard link where the file system gives one."""
+    with explained(target):
+        try:
+            os.link(source, target)
+        except OSError:
+            target.write_bytes(source.read_bytes())
