@@ -32,7 +32,7 @@ class Connection(ABC):
         """Names of the runtimes that can run this bundle there, the one to prefer first."""
 
     @abstractmethod
-    def push(self, bundle: Bundle, job: Job) -> None:
+    def push(self, bundle: Bundle, job: Job, observe: Observe = unobserved) -> None:
         """Bring a bundle there, and what runs it, and check that all of it arrived whole.
 
         Raises:

@@ -28,6 +28,7 @@ class Job(Record):
         images: whole images that are timed: noise, every step, decoder.
         minutes: of calls one after the other, after all else, for a curve of time and temperature.
         most_seconds: after which warm-up ends, and after which the timed calls do, however few there were.
+        patience: seconds without a word after which the device counts as gone.
         memory_mib: limit of the job's memory, where the device can set one.
         processors: numbers of the processors that the job is pinned to, where the device can; empty: any.
     """
@@ -43,6 +44,7 @@ class Job(Record):
     images: int = Field(default=2, ge=0)
     minutes: float = Field(default=0.0, ge=0, le=24 * 60)
     most_seconds: float = Field(default=120.0, gt=0)
+    patience: float = Field(default=120.0, gt=0)
     memory_mib: int | None = Field(default=None, ge=1)
     processors: tuple[int, ...] = ()
 
@@ -107,10 +109,15 @@ class Measurement(Record):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a connection pulls: each is None where the job did not ask for it."""
+    """What a connection pulls: each is None where the job did not ask for it.
+
+    Attributes:
+        runtime_version: of what made the evidence.
+    """
 
     measurement: Measurement | None
     evidence: tuple[Evidence, ...] | None
+    runtime_version: str = ""
 
 
 class Latency(Record):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from edge_sd.errors import DeviceError, InstallationError
@@ -45,6 +46,8 @@ def listen(
     patience: float,
     on_line: Callable[[str], None] = lambda line: None,
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    source: IO[bytes] | None = None,
 ) -> Done:
     """Run a program to its end. It and what it started are killed when it falls silent, or when this call is interrupted.
 
@@ -54,6 +57,8 @@ def listen(
     Args:
         patience: most seconds without a byte from it.
         on_line: called with each line that it prints on standard error.
+        folder: where it is started; here, if left out.
+        source: a file that it reads as its standard input instead.
 
     Raises:
         InstallationError: there is no such program.
@@ -63,10 +68,11 @@ def listen(
         try:
             process = subprocess.Popen(  # noqa: S603 (a list of arguments)
                 list(arguments),
-                stdin=subprocess.PIPE,
+                stdin=subprocess.PIPE if source is None else source,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=None if environment is None else dict(environment),
+                cwd=folder,
                 start_new_session=True,
             )
         except OSError as error:

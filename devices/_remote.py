@@ -21,14 +21,12 @@ from edge_sd.devices._probe import SCRIPT, read_probe
 from edge_sd.devices._process import Done
 from edge_sd.errors import DeviceError, EdgeSDError
 from edge_sd.files import parse_model, sha256
-from edge_sd.runtimes import find_runtime
 from edge_sd.runtimes._child import last_words
-from edge_sd.runtimes._native import AARCH64
 from edge_sd.runtimes.evidence import load_evidence
 
 PATIENCE = 120.0  # seconds without a word
 _FOLDER = re.compile(r"/[A-Za-z0-9._/-]*/edge-sd-[A-Za-z0-9]{6,}")
-_STEP = re.compile(r"(\w+) (\d+) of (\d+)")
+_STEP = re.compile(r"step (\d+) of (\d+)")
 _NO_SPACE = re.compile(r"no space left|disk quota|not enough space|ENOSPC", re.IGNORECASE)
 # Left by jobs whose device vanished: older than any job that still runs (it writes into its folder's files as it goes).
 _SWEEP = "find {base} -maxdepth 1 -name 'edge-sd-????????' -user $(id -un) -mmin +1500 -exec rm -rf {{}} + 2>/dev/null; :"
@@ -84,12 +82,25 @@ class Transport(ABC):
         """Let go of the device. Never raises."""
 
 
+def progress_of(observe: Observe) -> Callable[[str], None]:
+    """What to call with each line that a job prints: those that tell how far it is are told on."""
+
+    def on_line(line: str) -> None:
+        if step := _STEP.fullmatch(line.strip()):
+            observe(int(step[1]), int(step[2]), "")
+
+    return on_line
+
+
 class RemoteConnection(Connection):
     """Jobs by way of a `Transport`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._folder = self._commands = self._bundle = self._job = None
+        self._folder: str | None = None
+        self._bundle: Bundle | None = None
+        self._job: Job | None = None
+        self._commands: tuple[staging.Command, ...] = ()
         self._local = tempfile.TemporaryDirectory(prefix="edge-sd-")
         self._info: DeviceInfo | None = None
         self._closed = False
@@ -111,14 +122,14 @@ class RemoteConnection(Connection):
     def push(self, bundle: Bundle, job: Job, observe: Observe = unobserved) -> None:
         info = self._info or self.info()
         self._remove()
-        local = Path(self._local.name) / "job"
-        staged = staging.stage(bundle, job, info.machine, local)
+        local = Path(tempfile.mkdtemp(dir=self._local.name)) / "job"
+        commands = staging.stage(bundle, job, info.machine, local)
         base = self._transport.base
         self._transport.shell(_SWEEP.format(base=base))
         folder = self._must(f"mktemp -d {base}/edge-sd-XXXXXXXX", "make a folder").text
         if not _FOLDER.fullmatch(folder):
             raise DeviceError(f"{self.title} named a folder {folder!r}", "is its shell a POSIX shell that prints nothing else?")
-        self._folder, self._bundle, self._job, self._commands = folder, bundle, job, staged.commands
+        self._folder, self._bundle, self._job, self._commands = folder, bundle, job, commands
         try:
             self._transport.push(local, folder, observe)
         except DeviceError as error:
@@ -131,29 +142,26 @@ class RemoteConnection(Connection):
         self._check_arrival(local, folder)
 
     def run(self, observe: Observe = unobserved) -> None:
-        assert self._folder and self._commands, "push comes first"  # noqa: S101
+        assert self._folder and self._job, "push comes first"  # noqa: S101
         for command in self._commands:
-
-            def on_line(line: str) -> None:
-                if step := _STEP.fullmatch(line.strip()):
-                    observe(int(step[2]), int(step[3]), step[1])
-
-            done = self._transport.shell(f"cd {self._folder} && exec {command}", on_line=on_line)
+            script = f"cd {self._folder} && exec {command.script}"
+            done = self._transport.shell(script, patience=self._job.patience, on_line=progress_of(observe))
             if done.status:
                 raise self._failed(done)
 
     def pull(self) -> Outcome:
         assert self._folder and self._bundle and self._job, "run comes first"  # noqa: S101
         local = Path(self._local.name)
-        measurement = evidence = None
-        if self._job.prove:
-            self._transport.pull(f"{self._folder}/{staging.EVIDENCE}", local / staging.EVIDENCE)
-            evidence = load_evidence(local / staging.EVIDENCE, self._bundle)[1]
+        measurement = None
         if self._job.iterations:
             self._transport.pull(f"{self._folder}/{staging.RESULT}", local / staging.RESULT)
             text = (local / staging.RESULT).read_bytes()
             measurement = parse_model(Measurement, text, f"{self.title}'s {staging.RESULT}")
-        return Outcome(measurement, evidence)
+        if not self._job.prove:
+            return Outcome(measurement, None)
+        self._transport.pull(f"{self._folder}/{staging.EVIDENCE}", local / staging.EVIDENCE)
+        header, evidence = load_evidence(local / staging.EVIDENCE, self._bundle)
+        return Outcome(measurement, evidence, header.runtime_version)
 
     def close(self) -> None:
         if self._closed:
@@ -205,22 +213,19 @@ class RemoteConnection(Connection):
     def _failed(self, done: Done) -> EdgeSDError:
         """What to say of a job whose process did not end well: its own words, or the device's."""
         words = last_words(done.err)
-        status = done.status - 256 if done.status > 128 + 64 else done.status
-        killed = status == 137 or status == -9
-        if killed:
+        said = f"; it last said: {words}" if words else ""
+        if done.status in (137, -9):  # as a shell says it, and as a process does
             return DeviceError(
-                f"{self.title}: the job was killed (SIGKILL)" + (f"; it last said: {words}" if words else ""),
+                f"{self.title}: the job was killed (SIGKILL){said}",
                 "most likely out of memory: edge-sd inspect forecasts what a bundle needs",
             )
+        if done.status in (126, 127):
+            return DeviceError(
+                f"{self.title} cannot start the job in {self._transport.base}{said}", "may programs be run there (noexec)?"
+            )
+        status = done.status
         return EdgeSDError(
             f"{self.title}: the job ended with exit code {status}" + (f": {words}" if words else ""),
             "edge-sd parity on this machine shows whether the bundle is whole",
         )
 
-
-def runs_here(runtime: str) -> bool:
-    """Whether a runtime is one that remote jobs know."""
-    return runtime in ("executorch-runner", "onnxruntime")
-
-
-_ = (AARCH64, find_runtime)

@@ -1,15 +1,15 @@
 """A job's folder, made here and brought to a device: what runs, what it reads, and the commands that start it."""
 
 import os
+import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_sd.bundle import Bundle
 from edge_sd.bundle.manifest import GOLDEN, LAYOUT, NCHW, PLAN, Program
 from edge_sd.devices._agent import EVIDENCE as EVIDENCE
-from edge_sd.devices._agent import JOB
+from edge_sd.devices._agent import JOB as JOB
 from edge_sd.devices._agent import RESULT as RESULT
 from edge_sd.devices._job import Job
 from edge_sd.devices._measuring import Limits
@@ -25,6 +25,7 @@ from edge_sd.validation import Record
 HAS_ONNXRUNTIME = "ORT_DISABLE_TELEMETRY=1 python3 -c 'import numpy, onnxruntime' > /dev/null 2>&1"
 RUNNER, ONNXRUNTIME = "executorch-runner", "onnxruntime"
 _AGENT = "agent.pyz"
+_PLAIN = re.compile(r"[A-Za-z0-9._:/-]+")
 _PACKAGE = Path(__file__).parent
 # Of ours, what the agent needs: these import NumPy alone.
 _ALONG = {
@@ -52,18 +53,28 @@ class Description(Record):
     seed: int
     history: int
     header: EvidenceHeader
-    limits: dict[str, float]
+    limits: dict[str, int | float]
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A folder that is ready to travel.
+class Command:
+    """What is started in a job's folder.
 
     Attributes:
-        commands: to be run in it, one after the other. Constant words, numbers, and names of files in it that are ours.
+        words: constants, numbers, and names of files in the folder that are ours: none needs a shell's quotes.
+        output: the file there that takes its standard output; empty: it goes nowhere.
     """
 
-    commands: tuple[str, ...]
+    words: tuple[str, ...]
+    output: str = ""
+
+    @property
+    def script(self) -> str:
+        """For a shell whose current folder is the job's."""
+        plain = [*self.words, self.output] if self.output else self.words
+        if wrong := [word for word in plain if not _PLAIN.fullmatch(word)]:
+            raise EdgeSDError(f"{wrong[0]!r} is no word for a device's shell", "export the bundle again")
+        return " ".join(self.words) + (f" > {self.output}" if self.output else "")
 
 
 def limits_of(job: Job) -> Limits:
@@ -71,11 +82,14 @@ def limits_of(job: Job) -> Limits:
     return Limits(**{name: getattr(job, name) for name in Limits._fields})
 
 
-def stage(bundle: Bundle, job: Job, machine: str, folder: Path) -> Staged:
+def stage(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple[Command, ...]:
     """Fill a folder with a job for a device.
 
     Args:
         machine: the device's architecture, as `uname -m` names it.
+
+    Returns:
+        What is to be run in it, one after the other.
 
     Raises:
         UsageError: no such runtime there.
@@ -91,10 +105,10 @@ def stage(bundle: Bundle, job: Job, machine: str, folder: Path) -> Staged:
         raise UsageError(
             f"runtime {job.runtime!r} does not run on a device that is reached by a shell", f"one of {', '.join(makers)}"
         )
-    return Staged(tuple(makers[job.runtime](bundle, job, machine, folder)))
+    return makers[job.runtime](bundle, job, machine, folder)
 
 
-def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> Sequence[str]:
+def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple[Command, ...]:
     start = native.assemble(native.machine_of(machine), folder)
     files: dict[str, str] = {}  # of the bundle → in the folder: several programs may be methods of one file
 
@@ -103,8 +117,6 @@ def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> Seque
         if program.file not in files:
             files[program.file] = f"program{len(files)}.pte"
             _link(bundle.path / program.file, folder / files[program.file])
-        if not program.entry.isidentifier():
-            raise EdgeSDError(f"{bundle.path}: a method is named {program.entry!r}", "export the bundle again")
         return f"{files[program.file]}:{program.entry}"
 
     shared = ["--plan", PLAN, "--golden", GOLDEN, "--seed", str(bundle.golden.header.seed), "--threads", str(job.threads)]
@@ -114,20 +126,21 @@ def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> Seque
         shared += ["--decoder", method("decoder")]
     commands = []
     if job.prove:
-        write_text(folder / "header.json", _header(bundle, job).model_dump_json())
+        version = native.tools_available(native.machine_of(machine), to_run=False).detail
+        write_text(folder / "header.json", _header(bundle, job, f"{version}, C++ runner").model_dump_json())
         words = [*start, "prove", *shared, "--header-file", "header.json", "--output", EVIDENCE, "--watch", "1"]
         if _has(bundle, "temporal"):
             words += ["--temporal", method("temporal")]
             for label in bundle.golden.header.labels:
                 words += ["--label", str(label)]
-        commands.append(" ".join(words) + " > proof.json")
+        commands.append(Command(tuple(words), "proof.json"))
     if job.iterations:
         limits = [word for name, value in limits_of(job)._asdict().items() for word in (f"--{name.replace('_', '-')}", f"{value:g}")]
-        commands.append(" ".join([*start, "measure", *shared, *limits, "--watch", "1"]) + f" > {RESULT}")
-    return commands
+        commands.append(Command((*start, "measure", *shared, *limits, "--watch", "1"), RESULT))
+    return tuple(commands)
 
 
-def _stage_agent(bundle: Bundle, job: Job, machine: str, folder: Path) -> Sequence[str]:
+def _stage_agent(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple[Command, ...]:
     parts: dict[str, Part] = {}
 
     def part(name: str) -> Part:
@@ -157,7 +170,7 @@ def _stage_agent(bundle: Bundle, job: Job, machine: str, folder: Path) -> Sequen
     write_model(folder / JOB, description)
     _pack_agent(folder / _AGENT)
     modes = [mode for mode, wanted in (("prove", job.prove), ("measure", job.iterations)) if wanted]
-    return [f"python3 {_AGENT} {mode}" for mode in modes]
+    return tuple(Command(("python3", _AGENT, mode)) for mode in modes)
 
 
 def _pack_agent(path: Path) -> None:
@@ -174,10 +187,9 @@ def _pack_agent(path: Path) -> None:
             archive.writestr(name, Path(spec.origin).read_bytes())
 
 
-def _header(bundle: Bundle, job: Job) -> EvidenceHeader:
-    return EvidenceHeader(
-        bundle_digest=bundle.manifest.digest, runtime=job.runtime, runtime_version="", seed=bundle.golden.header.seed, noise=NAME
-    )
+def _header(bundle: Bundle, job: Job, version: str = "") -> EvidenceHeader:
+    digest, seed = bundle.manifest.digest, bundle.golden.header.seed
+    return EvidenceHeader(bundle_digest=digest, runtime=job.runtime, runtime_version=version, seed=seed, noise=NAME)
 
 
 def _has(bundle: Bundle, program: str) -> bool:

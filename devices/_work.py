@@ -1,70 +1,83 @@
-"""The job itself, run in a process of its own on the device, so that its memory is its own and a crash stays there."""
+"""The host's job in a runtime of Python's, in a process of its own, so that its memory is its own and a crash stays there.
 
+MODE BUNDLE FOLDER: reads job.json in the folder, writes evidence.safetensors or result.json there; an error that has words is
+printed on standard output as a `Fault`.
+"""
+
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
-import psutil
-
-from edge_sd.bundle import open_bundle
-from edge_sd.bundle.manifest import MANIFEST
-from edge_sd.checkpoint import versions
-from edge_sd.devices._job import BenchResult, DeviceInfo, Job, Latency
-from edge_sd.files import sha256
+from edge_sd.bundle import Bundle, open_bundle, trace
+from edge_sd.devices import _measuring as measuring
+from edge_sd.devices._job import Job, Measurement
+from edge_sd.devices._staging import EVIDENCE, JOB, RESULT, limits_of
+from edge_sd.errors import EdgeSDError
+from edge_sd.files import read_model, write_model
 from edge_sd.runtimes import find_runtime, load_denoiser
+from edge_sd.runtimes._worker import end_with_parent, fault_of
+from edge_sd.runtimes.evidence import gather, header_of, save_evidence
 
 
-def measure(job: Job, info: DeviceInfo) -> BenchResult:
+def main(mode: str, path: str, folder: str) -> int:
+    """Do one half of a job, and return the exit code."""
+    end_with_parent()
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    try:
+        bundle, job = open_bundle(Path(path)), read_model(Job, Path(folder) / JOB)
+        if mode == "prove":
+            runtime = find_runtime(job.runtime)
+            save_evidence(Path(folder) / EVIDENCE, header_of(bundle, runtime), gather(bundle, runtime, job.threads, _say))
+        else:
+            write_model(Path(folder) / RESULT, measure(bundle, job))
+    except EdgeSDError as error:
+        print(fault_of(error).model_dump_json(), flush=True)
+        return int(error.code)
+    return 0
+
+
+def measure(bundle: Bundle, job: Job) -> Measurement:
     """Load, call once, warm up, and time; inputs are the bundle's golden trajectories, step by step."""
-    bundle = open_bundle(Path(job.bundle))
     runtime = find_runtime(job.runtime)
-    golden = bundle.golden.trajectories[0]
-    memory = bundle.program(runtime.target).memory
-    base = psutil.Process().memory_info().rss
+    golden, plan = bundle.golden.trajectories[0], bundle.plan
+    base = measuring.memory("VmRSS")
     began = time.perf_counter()
     session = load_denoiser(runtime, bundle, job.threads)
+    has_decoder = any(contract.program == "decoder" for contract in bundle.manifest.contracts)
+    decoder = runtime.load(bundle, job.threads, "decoder") if has_decoder else None
     load_ms = (time.perf_counter() - began) * 1e3
 
-    def call(number: int) -> float:
-        row = number % len(bundle.plan)
-        sample, row_features = golden.samples[row : row + 1], golden.features[row : row + 1]
-        session.select(int(bundle.plan.program[row]))
-        start = time.perf_counter_ns()
-        session(sample, row_features)
-        return (time.perf_counter_ns() - start) / 1e6
+    def step(row: int) -> None:
+        session.select(int(plan.program[row]))
+        session(golden.samples[row : row + 1], golden.features[row : row + 1])
 
-    warmup = [call(number) for number in range(job.warmup)]
-    samples = [call(number) for number in range(job.iterations)]
-    return BenchResult(
-        job=job,
-        bundle_digest=sha256(bundle.path / MANIFEST),
-        device=info,
+    def image() -> None:
+        drawn = trace(plan, session, bundle.golden.header.seed, 0, golden.features).final
+        if decoder is not None:
+            decoder(drawn[None])
+
+    decode = None if decoder is None else lambda: decoder(golden.final[None])
+    found = measuring.measure(measuring.Calls(step, decode, image), len(plan), limits_of(job), _say)
+    peak = measuring.memory("VmHWM")
+    gflops, how = measuring.ceiling(job.threads)
+    return Measurement(
         runtime_version=runtime.available().detail,
         load_ms=load_ms,
-        first_ms=warmup[0],
-        warmup_ms=warmup[1:],
-        samples_ms=samples,
-        steps=len(bundle.plan),
-        latency=Latency.of(samples),
         base_memory_bytes=base,
-        peak_memory_bytes=_peak_memory(),
-        forecast_memory_bytes=None if memory is None else memory.total_bytes,
-        versions=versions(),
+        peak_memory_bytes=peak,
+        ceiling_gflops=gflops,
+        ceiling=how,
+        **found,
     )
 
 
-def _peak_memory() -> int | None:
-    """Largest resident set of this process in bytes; None where the system does not tell.
+def _say(done: int, total: int) -> None:
+    print(f"step {done} of {total}", file=sys.stderr, flush=True)
 
-    Linux: VmHWM. getrusage's maximum would count the parent too, whose pages a child holds until it executes something else.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+def _end_with_input() -> None:
+    while os.read(0, 4096):
+        pass
+    os._exit(1)

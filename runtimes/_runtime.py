@@ -22,6 +22,7 @@ class Runtime(ABC):
         target: the target whose programs it runs.
         native: machine code of others runs in this very process, which a bad program can end; see `_child.isolated`.
         emulated: it runs on a processor that is imitated; its times say nothing of a real one.
+        evaluates: it computes what a runtime computes, for want of the runtime itself; its times say nothing of that.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Runtime(ABC):
     target: str
     native: bool = False
     emulated: bool = False
+    evaluates: bool = False
 
     @abstractmethod
     def available(self) -> Availability:

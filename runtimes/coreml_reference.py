@@ -19,6 +19,7 @@ class CoreMLReferenceRuntime(Runtime):
     name = "coreml-reference"
     about = f"{LABEL} of the saved package, in torch"
     target = "coreml"
+    evaluates = True
 
     def available(self) -> Availability:
         return packages_available("coremltools", "torch")

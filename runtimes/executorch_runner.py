@@ -58,7 +58,9 @@ class Proof(Record):
     peak_memory_bytes: int
 
 
-class _Runner(Runtime, LoadsTogether, Prover):
+class NativeRunner(Runtime, LoadsTogether, Prover):
+    """The C++ runner, for one kind of machine."""
+
     target = "executorch"
 
     @property
@@ -133,7 +135,7 @@ class _Runner(Runtime, LoadsTogether, Prover):
         return output, parse_model(Proof, proof, self.name)
 
 
-class ExecuTorchRunner(_Runner):
+class ExecuTorchRunner(NativeRunner):
     """On this machine."""
 
     name = "executorch-runner"
@@ -144,7 +146,7 @@ class ExecuTorchRunner(_Runner):
         return HOST
 
 
-class ExecuTorchRunnerAarch64(_Runner):
+class ExecuTorchRunnerAarch64(NativeRunner):
     """On 64-bit ARM, emulated: its answers are ARM's, its times and its memory are the emulator's."""
 
     name = "executorch-runner-aarch64"

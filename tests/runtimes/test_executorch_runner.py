@@ -33,7 +33,7 @@ from edge_sd.runtimes._child import ChildSession, isolated
 from edge_sd.runtimes._frames import encode_request
 from edge_sd.runtimes._native import HOST, command
 from edge_sd.runtimes.evidence import load_evidence
-from edge_sd.runtimes.executorch_runner import ExecuTorchRunner, ExecuTorchRunnerAarch64, _Runner
+from edge_sd.runtimes.executorch_runner import ExecuTorchRunner, ExecuTorchRunnerAarch64, NativeRunner
 from edge_sd.sampling import plan_features
 
 SAME_DB = 200.0
@@ -128,7 +128,7 @@ def test_emulated_arm_follows_a_stochastic_plan_from_the_same_noise(bundle: Bund
 
 
 @RUNNERS
-def test_several_programs_of_one_file_are_called_each_for_its_steps(runner: _Runner, grouped: Bundle, tmp_path: Path) -> None:
+def test_several_programs_of_one_file_are_called_each_for_its_steps(runner: NativeRunner, grouped: Bundle, tmp_path: Path) -> None:
     assert set(grouped.plan.program) == {0, 1}
     names = grouped.plan.header.programs
     session = isolated(runner, grouped, 1, names)
@@ -153,7 +153,7 @@ def test_several_programs_of_one_file_are_called_each_for_its_steps(runner: _Run
 
 
 @RUNNERS
-def test_a_float_bundle_is_proved(runner: _Runner, bundle: Bundle, tmp_path: Path) -> None:
+def test_a_float_bundle_is_proved(runner: NativeRunner, bundle: Bundle, tmp_path: Path) -> None:
     path, proof = runner.prove(bundle, 1, tmp_path / "evidence.safetensors")
     rows, goldens = len(bundle.plan), bundle.golden.trajectories
     assert (len(proof.steps), proof.trajectories) == (rows, len(goldens))
@@ -200,7 +200,7 @@ def test_another_seed_than_the_goldens_is_seen(bundle: Bundle, tmp_path: Path) -
 
 @RUNNERS
 @pytest.mark.parametrize("name", ["with spaces.edgesd", 'it\'s "quoted".edgesd', "two\nlines: $HOME.edgesd", "-program.edgesd"])
-def test_files_may_have_any_name(runner: _Runner, name: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_files_may_have_any_name(runner: NativeRunner, name: str, bundle: Bundle, tmp_path: Path) -> None:
     moved = replace(bundle, path=shutil.copytree(bundle.path, tmp_path / name))
     golden = bundle.golden.trajectories[0]
     prediction = runner.load(moved, 1)(golden.samples[:1], golden.features[:1])

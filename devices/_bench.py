@@ -1,0 +1,144 @@
+"""One job on one device, from the connection to the result."""
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+from edge_sd.bundle import Bundle
+from edge_sd.checkpoint import versions
+from edge_sd.devices._device import Connection, Observe, find_device, unobserved
+from edge_sd.devices._fingerprint import DeviceInfo
+from edge_sd.devices._job import BenchResult, Job, Latency, Measurement, Outcome
+from edge_sd.errors import UsageError
+from edge_sd.runtimes import runtimes
+from edge_sd.runtimes.floor import Floor, Precision, noise_floor
+from edge_sd.runtimes.parity import Gate, ParityResult, activations_on_grids, judge, precision_of
+
+# Runtimes that exist on devices alone, and whose programs they run.
+ELSEWHERE = {"onnxruntime-web": "onnx"}
+Floors = Mapping[Precision, Floor]
+
+
+def target_of(runtime: str) -> str:
+    """The target whose programs a runtime runs.
+
+    Raises:
+        UsageError: there is no such runtime.
+    """
+    known = runtimes()
+    if runtime in known:
+        return known[runtime].target
+    if runtime in ELSEWHERE:
+        return ELSEWHERE[runtime]
+    raise UsageError(f"unknown runtime {runtime!r}", f"one of {', '.join((*known, *ELSEWHERE))}")
+
+
+def bench(
+    place: str,
+    bundle: Bundle,
+    job: Job,
+    *,
+    gate: Gate | None = None,
+    floors: Floors | None = None,
+    observe: Observe = unobserved,
+) -> BenchResult:
+    """Do a job where `place` says, as `--device` takes it.
+
+    Args:
+        floors: of this bundle, where they have been measured already.
+        observe: called with (done, total, what is being done).
+
+    Raises:
+        UsageError, InstallationError: no such device or runtime, or this machine lacks what it takes.
+        DeviceError: nobody answers, or the device went away.
+        EdgeSDError: the job failed in words.
+    """
+    bundle.program(target_of(job.runtime))
+    device, address = find_device(place)
+    with device.open(address) as connection:
+        return bench_on(connection, bundle, job, gate=gate, floors=floors, observe=observe)
+
+
+def bench_on(
+    connection: Connection,
+    bundle: Bundle,
+    job: Job,
+    *,
+    gate: Gate | None = None,
+    floors: Floors | None = None,
+    observe: Observe = unobserved,
+) -> BenchResult:
+    """Do a job on a device that is connected; errors as `bench`'s."""
+    info = connection.info()
+    observe(0, 1, "copying")
+    connection.push(bundle, job, observe)
+    connection.run(observe)
+    outcome = connection.pull()
+    measurement = outcome.measurement
+    memory = bundle.program(target_of(job.runtime)).memory
+    times = times_of(job.runtime, info)
+    return BenchResult(
+        job=job,
+        bundle=bundle.path.name,
+        bundle_digest=bundle.manifest.digest,
+        device=info,
+        times=times,
+        steps=len(bundle.plan),
+        macs=_macs(bundle),
+        measurement=measurement,
+        latency=None if measurement is None else Latency.of(measurement.samples_ms),
+        parity=_parity(bundle, job, outcome, gate or Gate(), floors or {}, emulated=times == "emulated"),
+        forecast_memory_bytes=None if memory is None else memory.total_bytes,
+        warnings=() if measurement is None else tuple(_warnings(job, measurement, info)),
+        versions=versions(),
+    )
+
+
+def times_of(runtime: str, info: DeviceInfo) -> Literal["real", "emulated", "evaluated"]:
+    """What the times of a runtime on a device are."""
+    known = runtimes().get(runtime)
+    if known is not None and known.evaluates:
+        return "evaluated"
+    return "emulated" if info.emulated or (known is not None and known.emulated) else "real"
+
+
+def _parity(
+    bundle: Bundle, job: Job, outcome: Outcome, gate: Gate, floors: Floors, *, emulated: bool
+) -> ParityResult | None:
+    if outcome.evidence is None:
+        return None
+    target = target_of(job.runtime)
+    precision = precision_of(bundle, target)
+    floor = floors[precision] if precision in floors else noise_floor(bundle, precision)
+    version = outcome.measurement.runtime_version if outcome.measurement is not None else outcome.runtime_version
+    return judge(
+        *(bundle, job.runtime, version, outcome.evidence, floor, gate),
+        threads=job.threads,
+        quantized=activations_on_grids(bundle, target),
+        emulated=emulated,
+    )
+
+
+def _macs(bundle: Bundle) -> int:
+    from edge_sd.models.count import count
+
+    found = count(bundle.manifest.model)
+    return found.macs + found.attention_macs
+
+
+def _warnings(job: Job, measurement: Measurement, info: DeviceInfo) -> list[str]:
+    """What makes the figures less than they seem, in words."""
+    found = []
+    if not measurement.stable:
+        calls = len(measurement.warmup_ms)
+        found.append(f"the warm-up did not settle in {calls} calls: other work on the device, or clocks that move")
+    if len(measurement.samples_ms) < job.iterations:
+        found.append(f"timed {len(measurement.samples_ms)} of {job.iterations} calls in {job.most_seconds:g} s")
+    if info.governor not in ("", "performance"):
+        found.append(f"the governor is {info.governor}: clocks follow the load")
+    if info.power == "battery":
+        percent = "" if info.battery_percent is None else f" ({info.battery_percent} %)"
+        found.append(f"it runs on its battery{percent}")
+    if info.device == "host" and hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 0.5 * info.cores + job.threads:
+        found.append(f"other work ran beside (load {load:.1f} on {info.cores} processors)")
+    return found
