@@ -9,6 +9,7 @@ import edge_sd
 from edge_sd.cli.bench import bench
 from edge_sd.cli.distill import distill
 from edge_sd.cli.doctor import doctor
+from edge_sd.cli.emulator import emulator
 from edge_sd.cli.evaluate import evaluate
 from edge_sd.cli.export import export
 from edge_sd.cli.inspect import inspect
@@ -35,6 +36,7 @@ for verb in (run, train, distill, sample, quantize, export, plan, inspect, parit
     app.command()(verb)
 app.command("list")(list_)
 app.command("train-autoencoder")(train_autoencoder)
+app.add_typer(emulator, name="emulator")
 
 
 def _version(asked: bool) -> None:
