@@ -2,6 +2,7 @@
 
 from edge_sd.devices._bench import bench as bench
 from edge_sd.devices._bench import bench_on as bench_on
+from edge_sd.devices._bench import prove as prove
 from edge_sd.devices._device import Connection as Connection
 from edge_sd.devices._device import Device as Device
 from edge_sd.devices._device import devices as devices

@@ -101,12 +101,10 @@ class Work:
 
         decode = None if self._decoder is None else lambda: self._decoder(last)
         calls = _measuring.Calls(lambda row: self._step(0, row), decode, image)
-        found = _measuring.measure(calls, self._rows, _measuring.Limits(**self._job["limits"]), _say)
-        gflops, how = _measuring.ceiling(self._job["threads"])
+        found = _measuring.measure(calls, self._rows, _measuring.Limits(**self._job["limits"]), self._job["threads"], _say)
         return {
             "schema_version": 1, "kind": "measurement", "runtime_version": self.version, "load_ms": self._load_ms, **found,
-            "base_memory_bytes": self._base, "peak_memory_bytes": _measuring.memory("VmHWM"),
-            "ceiling_gflops": gflops, "ceiling": how,
+            "base_memory_bytes": self._base,
         }  # fmt: skip
 
     def _step(self, index: int, row: int) -> Any:

@@ -9,8 +9,9 @@ from edge_sd.checkpoint import versions
 from edge_sd.devices._device import Connection, Observe, find_device, unobserved
 from edge_sd.devices._fingerprint import DeviceInfo
 from edge_sd.devices._job import BenchResult, Job, Latency, Measurement, Outcome
-from edge_sd.errors import UsageError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.runtimes import runtimes
+from edge_sd.runtimes.evidence import Evidence
 from edge_sd.runtimes.floor import Floor, Precision, noise_floor
 from edge_sd.runtimes.parity import Gate, ParityResult, activations_on_grids, judge, precision_of
 
@@ -69,29 +70,68 @@ def bench_on(
     observe: Observe = unobserved,
 ) -> BenchResult:
     """Do a job on a device that is connected; errors as `bench`'s."""
-    info = connection.info()
-    observe(0, 1, "copying")
-    connection.push(bundle, job, observe)
-    connection.run(observe)
-    outcome = connection.pull()
+    info, outcome = _do(connection, bundle, job, observe)
     measurement = outcome.measurement
     memory = bundle.program(target_of(job.runtime)).memory
-    times = times_of(job.runtime, info)
     return BenchResult(
         job=job,
         bundle=bundle.path.name,
         bundle_digest=bundle.manifest.digest,
         device=info,
-        times=times,
+        times=times_of(job.runtime, info),
         steps=len(bundle.plan),
         macs=_macs(bundle),
         measurement=measurement,
         latency=None if measurement is None else Latency.of(measurement.samples_ms),
-        parity=_parity(bundle, job, outcome, gate or Gate(), floors or {}, emulated=times == "emulated"),
+        parity=_judged(bundle, job, info, outcome, gate or Gate(), floors or {}) if job.prove else None,
         forecast_memory_bytes=None if memory is None else memory.total_bytes,
         warnings=() if measurement is None else tuple(_warnings(job, measurement, info)),
         versions=versions(),
     )
+
+
+def prove(
+    place: str,
+    bundle: Bundle,
+    job: Job,
+    *,
+    gate: Gate | None = None,
+    floors: Floors | None = None,
+    observe: Observe = unobserved,
+) -> tuple[ParityResult, tuple[Evidence, ...]]:
+    """Follow the golden trajectories where `place` says, time nothing, and judge what came back; errors as `bench`'s.
+
+    Args:
+        job: its `runtime` may be empty: what the device prefers.
+    """
+    device, address = find_device(place)
+    with device.open(address) as connection:
+        runtime = job.runtime or preferred(connection, bundle, place)
+        bundle.program(target_of(runtime))
+        alone = job.model_copy(update={"runtime": runtime, "prove": True, "iterations": 0})
+        info, outcome = _do(connection, bundle, alone, observe)
+        return _judged(bundle, alone, info, outcome, gate or Gate(), floors or {}), outcome.evidence or ()
+
+
+def preferred(connection: Connection, bundle: Bundle, place: str) -> str:
+    """The runtime that a device prefers for a bundle.
+
+    Raises:
+        EdgeSDError: it runs none of its programs.
+    """
+    known = connection.runtimes(bundle)
+    if not known:
+        targets = ", ".join(sorted({program.target for program in bundle.manifest.programs}))
+        raise EdgeSDError(f"{place} runs none of the programs in {bundle.path} ({targets})", "edge-sd export --target all")
+    return known[0]
+
+
+def _do(connection: Connection, bundle: Bundle, job: Job, observe: Observe) -> tuple[DeviceInfo, Outcome]:
+    info = connection.info()
+    observe(0, 1, "copying")
+    connection.push(bundle, job, observe)
+    connection.run(observe)
+    return info, connection.pull()
 
 
 def times_of(runtime: str, info: DeviceInfo) -> Literal["real", "emulated", "evaluated"]:
@@ -102,20 +142,16 @@ def times_of(runtime: str, info: DeviceInfo) -> Literal["real", "emulated", "eva
     return "emulated" if info.emulated or (known is not None and known.emulated) else "real"
 
 
-def _parity(
-    bundle: Bundle, job: Job, outcome: Outcome, gate: Gate, floors: Floors, *, emulated: bool
-) -> ParityResult | None:
-    if outcome.evidence is None:
-        return None
+def _judged(bundle: Bundle, job: Job, info: DeviceInfo, outcome: Outcome, gate: Gate, floors: Floors) -> ParityResult:
     target = target_of(job.runtime)
     precision = precision_of(bundle, target)
     floor = floors[precision] if precision in floors else noise_floor(bundle, precision)
-    version = outcome.measurement.runtime_version if outcome.measurement is not None else outcome.runtime_version
     return judge(
-        *(bundle, job.runtime, version, outcome.evidence, floor, gate),
+        *(bundle, job.runtime, outcome.runtime_version, outcome.evidence or (), floor, gate),
         threads=job.threads,
         quantized=activations_on_grids(bundle, target),
-        emulated=emulated,
+        emulated=times_of(job.runtime, info) == "emulated",
+        device=info.title,
     )
 
 

@@ -40,7 +40,10 @@ def memory_limit(mebibytes: int | None, root: Path = ROOT) -> Iterator[list[str]
 def _make(root: Path, name: str) -> tuple[Path, Path]:
     """The new group's folder, and the file in it that takes the limit."""
     own = dict(line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines())
-    places = [(root / "memory" / own.get("memory", "/").lstrip("/"), "memory.limit_in_bytes"), (root / "memory", "memory.limit_in_bytes")]
+    places = [
+        (root / "memory" / own.get("memory", "/").lstrip("/"), "memory.limit_in_bytes"),
+        (root / "memory", "memory.limit_in_bytes"),
+    ]
     places += [(root / own.get("", "/").lstrip("/"), "memory.max"), (root, "memory.max")]
     refusal: OSError = FileNotFoundError(f"no memory controller below {root}")
     for parent, file in places:

@@ -42,6 +42,11 @@ class DeviceInfo(Record):
     emulated: bool = False
 
     @property
+    def lasting(self) -> dict[str, object]:
+        """What of it stays the same from one minute to the next: not how warm it is, nor how full its battery."""
+        return self.model_dump(mode="json", exclude={"celsius", "battery_percent"})
+
+    @property
     def title(self) -> str:
         """As a table names it."""
         return f"{self.device}:{self.address}" if self.address else self.device

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
@@ -26,6 +27,7 @@ class Job(Record):
         most_warmup: calls after which timing begins all the same.
         iterations: timed calls of the denoiser; 0: nothing is timed.
         images: whole images that are timed: noise, every step, decoder.
+        ceiling: measure the machine's own ceiling beside.
         minutes: of calls one after the other, after all else, for a curve of time and temperature.
         most_seconds: after which warm-up ends, and after which the timed calls do, however few there were.
         patience: seconds without a word after which the device counts as gone.
@@ -42,6 +44,7 @@ class Job(Record):
     most_warmup: int = Field(default=200, ge=1)
     iterations: int = Field(default=100, ge=0)
     images: int = Field(default=2, ge=0)
+    ceiling: bool = True
     minutes: float = Field(default=0.0, ge=0, le=24 * 60)
     most_seconds: float = Field(default=120.0, gt=0)
     patience: float = Field(default=120.0, gt=0)
@@ -138,23 +141,22 @@ class Latency(Record):
     def of(cls, samples_ms: Milliseconds | list[float]) -> "Latency":
         """Summarise raw samples."""
         p50, p90, p99 = (float(value) for value in np.percentile(samples_ms, (50, 90, 99)))
-        low, high = median_interval(np.asarray(samples_ms, dtype=np.float64))
-        return cls(p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(np.mean(samples_ms)), low_ms=low, high_ms=high)
+        low, high = np.percentile(resampled_medians(np.asarray(samples_ms, dtype=np.float64)), (2.5, 97.5))
+        return cls(p50_ms=p50, p90_ms=p90, p99_ms=p99, mean_ms=float(np.mean(samples_ms)), low_ms=float(low), high_ms=float(high))
 
 
 _BLOCKS, _RESAMPLES = 10, 1000
 
 
-def median_interval(samples: "np.ndarray") -> tuple[float, float]:
-    """95 % interval of the median of samples in the order of time.
+def resampled_medians(samples: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
+    """Medians of 1000 resamples of samples in the order of time.
 
     Neighbours share what else the machine was doing, so blocks of them are drawn, not single ones (Künsch 1989, moving blocks).
     """
     length = max(1, len(samples) // _BLOCKS)
-    starts = np.random.default_rng(0).integers(0, len(samples) - length + 1, (_RESAMPLES, -(-len(samples) // length)))
-    drawn = samples[starts[..., None] + np.arange(length)].reshape(_RESAMPLES, -1)
-    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    starts = np.random.default_rng(seed).integers(0, len(samples) - length + 1, (_RESAMPLES, -(-len(samples) // length)))
+    medians: NDArray[np.float64] = np.median(samples[starts[..., None] + np.arange(length)].reshape(_RESAMPLES, -1), axis=1)
+    return medians
 
 
 class BenchResult(Record):
@@ -187,8 +189,36 @@ class BenchResult(Record):
     versions: dict[str, str]
 
     @property
+    def sustained(self) -> str | None:
+        """What the sustained curve shows, in words; None where there is none."""
+        if self.measurement is None or len(self.measurement.sustained) < 2:
+            return None
+        return sustained_words(self.measurement.sustained)
+
+    @property
     def ceiling_share(self) -> float | None:
         """Share of the device's measured ceiling that a call reaches; None where no ceiling was measured."""
         if self.measurement is None or self.latency is None or self.measurement.ceiling_gflops is None:
             return None
         return 2 * self.macs / (self.latency.p50_ms * 1e6) / self.measurement.ceiling_gflops
+
+
+_SLOWER = 0.10
+
+
+def sustained_words(curve: tuple[Moment, ...]) -> str:
+    """First minute against last minute, and when throttling set in: from when on calls stayed 10 % slower than at first."""
+    end = curve[-1].seconds
+    first = [moment for moment in curve if moment.seconds <= min(60, end / 2)] or [curve[0]]
+    last = [moment for moment in curve if moment.seconds > max(end - 60, end / 2)]
+    begin, finish = (float(np.median([moment.p50_ms for moment in part])) for part in (first, last))
+    words = f"{begin:.2f} ms at first, {finish:.2f} ms after {end / 60:.1f} minutes ({finish / begin - 1:+.0%})"
+    zones = [zone for zone in curve[0].celsius if zone in curve[-1].celsius]
+    if zones:
+        hottest = max(zones, key=lambda zone: curve[-1].celsius[zone])
+        words += f"; {hottest} {curve[0].celsius[hottest]:.0f} → {curve[-1].celsius[hottest]:.0f} °C"
+    if curve[0].mhz and curve[-1].mhz:
+        words += f"; fastest clock {max(curve[0].mhz):.0f} → {max(curve[-1].mhz):.0f} MHz"
+    slow = [moment.p50_ms > (1 + _SLOWER) * begin for moment in curve]
+    onset = next((index for index in range(len(slow)) if all(slow[index:])), None)
+    return words + ("; no throttling seen" if onset is None else f"; throttled from {curve[onset].seconds:.0f} s on")

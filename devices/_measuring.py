@@ -26,6 +26,7 @@ class Limits(NamedTuple):
     most_warmup: int
     iterations: int
     images: int
+    ceiling: bool
     minutes: float
     most_seconds: float
 
@@ -52,8 +53,8 @@ def stable(times: list[float], window: int) -> bool:
     return abs(last - before) <= AGREE * last
 
 
-def measure(calls: Calls, rows: int, limits: Limits, observe: Callable[[int, int], None]) -> dict[str, Any]:
-    """Time it, and return the fields of a `Measurement` that are times; all in milliseconds."""
+def measure(calls: Calls, rows: int, limits: Limits, threads: int, observe: Callable[[int, int], None]) -> dict[str, Any]:
+    """Time it, and return all fields of a `Measurement` but those of the program's loading; times in milliseconds."""
     number = 0
 
     def step() -> float:
@@ -76,6 +77,9 @@ def measure(calls: Calls, rows: int, limits: Limits, observe: Callable[[int, int
         found["decoder_ms"] = _several(calls.decode, max(limits.images, 1) + 1)[1:]
     found["image_ms"] = _several(calls.image, limits.images)
     found["sustained"] = sustain(step, limits.minutes, observe)
+    found["peak_memory_bytes"] = memory("VmHWM")  # before the ceiling's matrices
+    if limits.ceiling:
+        found["ceiling_gflops"], found["ceiling"] = ceiling(threads)
     return found
 
 
@@ -90,7 +94,14 @@ def sustain(step: Callable[[], float], minutes: float, observe: Callable[[int, i
         p50, p90 = (float(value) for value in np.percentile(times, (50, 90)))
         seconds = time.monotonic() - began
         moments.append(
-            {"seconds": seconds, "calls": len(times), "p50_ms": p50, "p90_ms": p90, "celsius": temperatures(), "mhz": frequencies()}
+            {
+                "seconds": seconds,
+                "calls": len(times),
+                "p50_ms": p50,
+                "p90_ms": p90,
+                "celsius": temperatures(),
+                "mhz": frequencies(),
+            }
         )
         observe(int(seconds), int(60 * minutes))
     return moments

@@ -18,6 +18,7 @@ from edge_sd.errors import DeviceError, InstallationError
 # Most of what a program may print on standard output: results are a few hundred kilobytes.
 MOST_BYTES = 256 * 2**20
 _KEPT_LINES = 200
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,24 @@ def listen(
             )
         except OSError as error:
             raise InstallationError(f"cannot start {arguments[0]}: {error.strerror or error}", "edge-sd doctor") from error
+        _running.add(process)
         try:
             lines = _hear(process, told, patience, on_line, arguments[0])
             status = process.wait(timeout=patience)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{arguments[0]} closed its output and goes on", "edge-sd doctor") from error
         finally:
+            _running.discard(process)
             end(process)
         told.seek(0)
         return Done(status, told.read(), "\n".join(lines))
+
+
+def interrupt() -> None:
+    """Kill every program that a call of `listen` waits for, in whichever thread; those calls then return at once."""
+    for process in list(_running):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

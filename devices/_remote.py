@@ -181,7 +181,9 @@ class RemoteConnection(Connection):
         done = self._transport.shell(script)
         if done.status:
             words = last_words(done.err) or done.text[-200:] or f"exit code {done.status}"
-            raise DeviceError(f"{self.title} cannot {what}: {words}", "is its shell a POSIX shell, and is there room on its disk?")
+            raise DeviceError(
+                f"{self.title} cannot {what}: {words}", "is its shell a POSIX shell, and is there room on its disk?"
+            )
         return done
 
     def _remove(self) -> None:
@@ -228,4 +230,3 @@ class RemoteConnection(Connection):
             f"{self.title}: the job ended with exit code {status}" + (f": {words}" if words else ""),
             "edge-sd parity on this machine shows whether the bundle is whole",
         )
-

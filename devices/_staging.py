@@ -135,7 +135,11 @@ def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple
                 words += ["--label", str(label)]
         commands.append(Command(tuple(words), "proof.json"))
     if job.iterations:
-        limits = [word for name, value in limits_of(job)._asdict().items() for word in (f"--{name.replace('_', '-')}", f"{value:g}")]
+        limits = [
+            word
+            for name, value in limits_of(job)._asdict().items()
+            for word in (f"--{name.replace('_', '-')}", f"{float(value):g}")
+        ]
         commands.append(Command((*start, "measure", *shared, *limits, "--watch", "1"), RESULT))
     return tuple(commands)
 

@@ -59,16 +59,11 @@ def measure(bundle: Bundle, job: Job) -> Measurement:
             decoder(drawn[None])
 
     decode = None if decoder is None else lambda: decoder(golden.final[None])
-    found = measuring.measure(measuring.Calls(step, decode, image), len(plan), limits_of(job), _say)
-    peak = measuring.memory("VmHWM")
-    gflops, how = measuring.ceiling(job.threads)
+    found = measuring.measure(measuring.Calls(step, decode, image), len(plan), limits_of(job), job.threads, _say)
     return Measurement(
         runtime_version=runtime.available().detail,
         load_ms=load_ms,
         base_memory_bytes=base,
-        peak_memory_bytes=peak,
-        ceiling_gflops=gflops,
-        ceiling=how,
         **found,
     )
 

@@ -124,6 +124,7 @@ class ParityResult(Record):
     """parity.json of one runtime.
 
     Attributes:
+        device: where it ran, as `--device` names it.
         quantized: activations are on grids; the gate is a budget.
         temporal, decoder: SNR of the bundle's other programs, where it has them.
     """
@@ -133,6 +134,7 @@ class ParityResult(Record):
     bundle: str
     runtime: str
     runtime_version: str
+    device: str = "host"
     reference: str
     trajectories: int
     threads: int | None  # of one call; None: the runtime's own choice
@@ -153,6 +155,11 @@ class ParityResult(Record):
             "bands": BANDS_DEFINITION,
         }
     )
+
+    @property
+    def title(self) -> str:
+        """The runtime, and the device unless it is this machine."""
+        return self.runtime if self.device == "host" else f"{self.runtime} on {self.device}"
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -205,7 +212,7 @@ class ParityResult(Record):
         word = "passed, nearest to its gate is" if self.passed else f"{self.outcome.upper()}:"
         asked = "budget" if self.quantized and self.gate.fixed_db is None and name.startswith("step") else "gate"
         return (
-            f"{self.runtime}: {word} {name} at {figure.value_db:.1f} dB "
+            f"{self.title}: {word} {name} at {figure.value_db:.1f} dB "
             f"({asked} {figure.gate_db:.1f} dB, noise floor {figure.floor_db:.1f} dB)"
         )
 
@@ -269,6 +276,7 @@ def judge(
     threads: int | None = None,
     quantized: bool = False,
     emulated: bool = False,
+    device: str = "host",
 ) -> ParityResult:
     """Compare evidence with the golden trajectories; nothing is run.
 
@@ -309,6 +317,7 @@ def judge(
         bundle=bundle.path.name,
         runtime=runtime,
         runtime_version=runtime_version,
+        device=device,
         reference=bundle.golden.header.reference,
         trajectories=len(goldens),
         threads=threads,

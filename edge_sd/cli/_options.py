@@ -78,8 +78,29 @@ Spacing = Annotated[
     str | None, typer.Option("--spacing", help="leading, trailing, linspace or quadratic; the solver's own if left out.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option("--device", help="NAME or NAME:ADDRESS, once for each device; edge-sd list devices. This machine if left out."),
+]
+Patience = Annotated[
+    float, typer.Option("--patience", help="Seconds without a word after which a device counts as gone.", min=0.1)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 _NAMED = 50  # of the images that were left out
+
+
+def numbers_of(text: str | None, option: str) -> tuple[int, ...]:
+    """0,1,3 as numbers.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    from edge_sd.errors import UsageError
+
+    parts = [] if text is None else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{option} is numbers with commas between, unlike {text!r}", f"{option} 0,1")
+    return tuple(int(part) for part in parts)
 
 
 def shipped(model: Path) -> Path:

@@ -1,82 +1,223 @@
-"""`edge-sd bench`: how long a call takes, on which device, in which runtime."""
+"""`edge-sd bench`: how long a call takes, on which devices, in which runtimes, and whether what it draws is right."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edge_sd.cli import _options as option
 
+if TYPE_CHECKING:
+    from edge_sd.bundle import Bundle
+    from edge_sd.devices import BenchResult, Job
+    from edge_sd.devices._pool import Task
+
+_ALL = "all"
+_MEBI = 2**20
+
 
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Bundle NAME.edgesd.")],
+    device: option.Devices = None,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime if left out.")
+        list[str] | None,
+        typer.Option("--runtime", help="edge-sd list runtimes; all: each that the device has; left out: what it prefers."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="edge-sd list devices.")] = "host",
     threads: option.Threads = None,
-    warmup: Annotated[int, typer.Option("--warmup", help="Calls before the timed ones.", min=1)] = 10,
+    warmup: Annotated[
+        int, typer.Option("--warmup", help="Calls before the timed ones at the least, and the window that has to settle.", min=1)
+    ] = 10,
     iterations: Annotated[int, typer.Option("--iterations", help="Timed calls.", min=1)] = 100,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the result as JSON; one runtime only.")
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="Then call without a pause for so long: times, temperatures and clocks.", min=0)
+    ] = 0.0,
+    prove: Annotated[bool, typer.Option("--prove/--no-prove", help="Follow the golden trajectories there too.")] = True,
+    memory_limit: Annotated[
+        int | None, typer.Option("--memory-limit", help="MiB that the job may use, on the host (control groups).", min=1)
     ] = None,
+    processors: Annotated[
+        str | None, typer.Option("--processors", help="Numbers of the processors to pin the job to, on the host: 0,1.")
+    ] = None,
+    most_seconds: Annotated[
+        float, typer.Option("--most-seconds", help="After which the timed calls end, however few.", min=0.001)
+    ] = 120.0,
+    patience: option.Patience = 120.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON of one result; of several, a folder that takes each as it comes.")
+    ] = None,
+    overwrite: option.Overwrite = False,
     as_json: option.AsJson = False,
 ) -> None:
-    """Time a bundle's denoiser on inputs of its golden trajectories, in a process of its own.
+    """Time a bundle on inputs of its golden trajectories, and prove it there, in a process of its own.
 
-    Example: edge-sd bench student.edgesd --runtime onnxruntime --threads 2 --iterations 200
+    Devices work side by side; one that breaks does not stop the others. Emulated times are marked: they say nothing of a device.
+
+    Example: edge-sd bench student.edgesd --device host --device adb:SERIAL --runtime all -o results
     """
     import os
 
     from edge_sd.bundle import open_bundle
-    from edge_sd.cli._console import print_table, say
-    from edge_sd.devices import Job, find_device
+    from edge_sd.cli._options import numbers_of
+    from edge_sd.devices import Job
     from edge_sd.errors import UsageError
-    from edge_sd.files import write_model
-    from edge_sd.runtimes import find_runtime
+    from edge_sd.validation import validated
 
-    names = runtime or ["onnxruntime"]
-    if output is not None and len(names) > 1:
-        raise UsageError("--output takes the result of one runtime", "one --runtime, or --json")
+    if output is not None and output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     opened = open_bundle(bundle)
-    for name in names:
-        opened.program(find_runtime(name).target)
-    found = find_device(device)
-    results = []
-    for name in names:
-        say(f"timing {name} on {device}: {warmup} + {iterations} calls")
-        job = Job(bundle=str(bundle), runtime=name, threads=threads or os.cpu_count() or 1, warmup=warmup, iterations=iterations)
-        results.append(found.bench(job))
-    if output is not None:
-        write_model(output, results[0])
+    job = validated(
+        Job,
+        {
+            "runtime": "",
+            "threads": threads or os.cpu_count() or 1,
+            "prove": prove,
+            "least_warmup": warmup,
+            "most_warmup": max(200, 20 * warmup),
+            "iterations": iterations,
+            "minutes": minutes,
+            "most_seconds": most_seconds,
+            "patience": patience,
+            "memory_mib": memory_limit,
+            "processors": numbers_of(processors, "--processors"),
+        },
+        "bench",
+    )
+    tasks = _tasks(opened, device or ["host"], runtime or [], job)
+    results = _run(opened, tasks, output, overwrite, as_json)
+    if any(result.parity is not None and not result.parity.passed for result in results):
+        from edge_sd.errors import ParityError
+
+        wrong = [result for result in results if result.parity is not None and not result.parity.passed]
+        raise ParityError(
+            "; ".join(f"{result.device.title}: {result.parity.verdict}" for result in wrong if result.parity is not None),
+            f"edge-sd parity {bundle} --device {wrong[0].device.title} shows every step",
+        )
+
+
+def _tasks(bundle: "Bundle", places: list[str], names: list[str], job: "Job") -> "list[Task]":
+    from edge_sd.devices import find_device
+    from edge_sd.devices._bench import target_of
+    from edge_sd.devices._pool import Task
+
+    tasks = []
+    for place in dict.fromkeys(places):
+        wanted = list(dict.fromkeys(names)) or [""]
+        if _ALL in wanted:
+            device, address = find_device(place)
+            with device.open(address) as connection:
+                wanted = list(connection.runtimes(bundle))
+        for name in wanted:
+            if name:
+                bundle.program(target_of(name))
+            tasks.append(Task(place, job.model_copy(update={"runtime": name})))
+    return tasks
+
+
+def _run(bundle: "Bundle", tasks: "list[Task]", output: Path | None, overwrite: bool, as_json: bool) -> "list[BenchResult]":
+    """Do all tasks, keep each result as it comes, print the tables, and raise the first failure."""
+    from edge_sd.cli._console import progress, say
+    from edge_sd.devices._pool import run_tasks
+    from edge_sd.files import write_model
+
+    written: dict[Path, BenchResult] = {}
+    with progress("bench") as update:
+        done = 0
+
+        def on_result(result: "BenchResult") -> None:
+            nonlocal done
+            done += 1
+            if output is not None:
+                path = output if len(tasks) == 1 else output / f"{_file_name(result, len(written))}.json"
+                write_model(path, result)
+                written[path] = result
+
+        def observe(task: "Task", part: int, parts: int, note: str) -> None:
+            update(100 * done + int(100 * part / max(parts, 1) * 0.99), 100 * len(tasks), f"{task.title} {note}")
+
+        results, failures = run_tasks(tasks, bundle, floors=floors_of(bundle, tasks), on_result=on_result, observe=observe)
+    for failure in failures:
+        say(f"{failure.task.title}: {failure.error.message}")
     if as_json:
         print("[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]")
-        return
-    rows = []
+    elif results:
+        print_results(results)
+    if failures:
+        raise failures[0].error
+    return results
+
+
+def floors_of(bundle: "Bundle", tasks: "list[Task]") -> "dict[str, object]":
+    """The noise floors that proofs are judged by, measured once each, before anything is timed."""
+    from edge_sd.cli._console import progress
+    from edge_sd.devices._bench import target_of
+    from edge_sd.runtimes.floor import noise_floor
+    from edge_sd.runtimes.parity import precision_of
+
+    proofs = [task.job.runtime for task in tasks if task.job.prove]
+    targets = {target_of(name) for name in proofs if name}
+    if "" in proofs:
+        targets |= {program.target for program in bundle.manifest.programs} & {"onnx", "executorch"}
+    floors: dict[str, object] = {}
+    for precision in sorted({precision_of(bundle, target) for target in targets}):
+        with progress(f"noise floor of {precision}") as update:
+            floors[precision] = noise_floor(bundle, precision, lambda done, total: update(done, total, ""))
+    return floors
+
+
+def _file_name(result: "BenchResult", number: int) -> str:
+    """A plain name, whatever the serial holds."""
+    plain = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in result.device.title)
+    return f"{number:02d}-{plain[:60]}-{result.job.runtime}"
+
+
+def print_results(results: "list[BenchResult]") -> None:
+    """Times, what they were proved to be times of, memory, and the sustained curve where there is one."""
+    from edge_sd.cli._console import print_table, say
+
+    rows, memory = [], []
     for result in results:
-        latency, mebi = result.latency, 2**20
-        peak = None if result.peak_memory_bytes is None else result.peak_memory_bytes // mebi
-        whole = latency.p50_ms * result.steps
-        figures = (result.load_ms, result.first_ms, latency.p50_ms, latency.p90_ms, latency.p99_ms, whole)
-        forecast = None if result.forecast_memory_bytes is None else result.forecast_memory_bytes // mebi
-        used = None if peak is None else peak - result.base_memory_bytes // mebi
-        rows.append((result.job.runtime, *figures, peak, used, forecast))
-    columns = (
-        "runtime",
-        "load ms",
-        "first ms",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "image ms",
-        "peak MiB",
-        "program MiB",
-        "forecast MiB",
-    )
-    title = f"{bundle.name} on {device}: {results[0].device.processor}, {results[0].job.threads} threads, batch 1"
-    print_table(
-        title,
-        columns,
-        rows,
-        f"{warmup} warm-up calls left out; image = p50 × {results[0].steps} steps; program = peak − before loading",
-    )
+        name = (result.device.title, result.job.runtime, result.times)
+        parity = "–" if result.parity is None else result.parity.outcome
+        worst = None if result.parity is None else result.parity.worst_step.forced.value_db
+        if result.measurement is None or result.latency is None:
+            rows.append((*name, parity, worst, *[None] * 8))
+            continue
+        measured, latency = result.measurement, result.latency
+        interval = f"{latency.low_ms:.2f}–{latency.high_ms:.2f}"
+        image = _median(measured.image_ms)
+        times = (latency.p50_ms, interval, latency.p90_ms, latency.p99_ms, _median(measured.decoder_ms), image)
+        rows.append((*name, parity, worst, measured.load_ms, measured.first_ms, *times))
+        peak, base = measured.peak_memory_bytes, measured.base_memory_bytes
+        share = result.ceiling_share
+        memory.append(
+            (
+                *name,
+                None if base is None else base // _MEBI,
+                None if peak is None else peak // _MEBI,
+                None if peak is None or base is None else (peak - base) // _MEBI,
+                None if result.forecast_memory_bytes is None else result.forecast_memory_bytes // _MEBI,
+                None if share is None else f"{share:.0%}",
+                measured.ceiling or "–",
+            )
+        )
+    columns = ("device", "runtime", "times", "parity", "worst dB", "load ms", "first ms")
+    columns += ("p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
+    first = results[0]
+    where = "; ".join(dict.fromkeys(f"{each.device.title} is {each.device.model}, {each.device.system}" for each in results))
+    note = f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image is {first.steps} steps and the decoder; {where}"
+    print_table(f"{first.bundle}: latency", columns, rows, note)
+    if memory:
+        columns = ("device", "runtime", "times", "before MiB", "peak MiB", "program MiB", "forecast MiB", "of ceiling", "ceiling")
+        note = "program = peak − before loading; a call's multiply-adds as a share of the device's own measured float32 ceiling"
+        print_table("Memory and ceiling", columns, memory, note)
+    for result in results:
+        if result.sustained is not None:
+            say(f"{result.device.title} {result.job.runtime}: {result.sustained}")
+        for warning in result.warnings:
+            say(f"{result.device.title} {result.job.runtime}: {warning}")
+
+
+def _median(values: tuple[float, ...]) -> float | None:
+    import statistics
+
+    return statistics.median(values) if values else None

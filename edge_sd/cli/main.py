@@ -7,6 +7,7 @@ import typer
 
 import edge_sd
 from edge_sd.cli.bench import bench
+from edge_sd.cli.compare import compare
 from edge_sd.cli.distill import distill
 from edge_sd.cli.doctor import doctor
 from edge_sd.cli.emulator import emulator
@@ -21,6 +22,7 @@ from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
 from edge_sd.cli.selftest import selftest
+from edge_sd.cli.serve import serve
 from edge_sd.cli.train import train
 from edge_sd.cli.train_autoencoder import train_autoencoder
 from edge_sd.errors import EdgeSDError, ExitCode
@@ -32,7 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, train, distill, sample, quantize, export, plan, inspect, parity, bench, evaluate, report, doctor, selftest):
+for verb in (
+    run,
+    train,
+    distill,
+    sample,
+    quantize,
+    export,
+    plan,
+    inspect,
+    parity,
+    bench,
+    compare,
+    serve,
+    evaluate,
+    report,
+    doctor,
+    selftest,
+):
     app.command()(verb)
 app.command("list")(list_)
 app.command("train-autoencoder")(train_autoencoder)

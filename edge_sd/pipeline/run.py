@@ -9,7 +9,8 @@ import yaml
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import grid, rgb, save_png
-from edge_sd.devices import BenchResult, Job, find_device
+from edge_sd.devices import BenchResult, Job, bench
+from edge_sd.devices.host import describe_host
 from edge_sd.diffusion import compile_plan, solvers
 from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import ParityError, UsageError
@@ -243,20 +244,23 @@ class Run:
         return [read_model(ParityResult, path) for path in paths.values()]
 
     def _bench(self) -> list[BenchResult]:
-        section, host = self.config.bench, find_device("host")
-        threads = section.threads or host.info().cores
+        section, host = self.config.bench, describe_host()
         paths = {name: self.out / "bench" / f"{name}.json" for name in section.runtimes}
         for name, path in paths.items():
             job = Job(
-                bundle=str(self.bundle_path), runtime=name, threads=threads, warmup=section.warmup, iterations=section.iterations
+                runtime=name,
+                threads=section.threads or host.cores,
+                prove=False,  # a stage of its own
+                least_warmup=section.warmup,
+                iterations=section.iterations,
             )
-            inputs = {"bundle": hash_of(self.bundle_path), "device": fingerprint(host.info().model_dump())}
+            inputs = {"bundle": hash_of(self.bundle_path), "device": fingerprint(host.lasting)}
             self.stages.run(
                 f"bench-{name}",
-                job.model_dump(exclude={"bundle"}),
+                job.model_dump(),
                 inputs,
                 [path],
-                lambda job=job, path=path: write_model(path, host.bench(job)),  # type: ignore[misc]
+                lambda job=job, path=path: write_model(path, bench("host", open_bundle(self.bundle_path), job)),  # type: ignore[misc]
             )
         return [read_model(BenchResult, path) for path in paths.values()]
 

@@ -53,7 +53,7 @@ class Gates(Record):
 class RunReport(Record):
     """See the parts."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Literal["report"] = "report"
     name: str
     config: dict[str, Any]

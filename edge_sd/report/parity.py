@@ -38,11 +38,12 @@ def write_parity(folder: Path, results: Sequence[ParityResult], sheets: Mapping[
     """Write parity.json, parity.html (self-contained) and a PNG a runtime.
 
     Args:
-        sheets: PNG of `difference_sheet`, by runtime.
+        sheets: PNG of `difference_sheet`, by the result's title.
     """
+    pictures = {name: f"{file_name(name)}.png" for name in sheets}
     for name, sheet in sheets.items():
-        write_bytes(folder / f"{name}.png", sheet)
-    report = ParityReport(results=list(results), pictures={name: f"{name}.png" for name in sheets})
+        write_bytes(folder / pictures[name], sheet)
+    report = ParityReport(results=list(results), pictures=pictures)
     context = {
         "parity": report.results,
         "curves": data_url(curves(results)),
@@ -51,6 +52,11 @@ def write_parity(folder: Path, results: Sequence[ParityResult], sheets: Mapping[
     }
     write_text(folder / HTML, template("parity_page.html.j2").render(**context))
     write_model(folder / JSON, report)
+
+
+def file_name(title: str) -> str:
+    """A plain file name for a title, whatever a device's address holds."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in ".-") else "-" for letter in title)[:120]
 
 
 def difference_sheet(golden: Golden, evidence: Sequence[Evidence]) -> bytes:
@@ -74,7 +80,7 @@ def curves(results: Sequence[ParityResult]) -> bytes:
         ax.plot(rows, [step.forced.floor_db for step in result.steps], color="#777777", linewidth=1, label="noise floor")
         gates = [step.forced.gate_db for step in result.steps]
         ax.plot(rows, gates, color=_FAILED, linewidth=1, label="budget" if result.quantized else "gate")  # type: ignore[arg-type]
-        ax.set(title=f"{result.runtime}{' (emulated)' if result.emulated else ''}: {result.outcome}", xlabel="step", ylabel="dB")
+        ax.set(title=f"{result.title}{' (emulated)' if result.emulated else ''}: {result.outcome}", xlabel="step", ylabel="dB")
         ax.set_ylim(bottom=min(0.0, *(step.forced.value_db for step in result.steps)))
     axes[0].legend(frameon=False, fontsize="small")
     return png(figure)
@@ -89,12 +95,12 @@ def heat_maps(results: Sequence[ParityResult]) -> bytes:
         names = list(result.steps[0].bands)
         if not names:
             ax.set_axis_off()
-            ax.text(0.5, 0.5, f"{result.runtime}: too small for subbands", ha="center")
+            ax.text(0.5, 0.5, f"{result.title}: too small for subbands", ha="center")
             continue
         values = np.array([[step.bands[name].value_db for step in result.steps] for name in names])
         image = ax.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
         figure.colorbar(image, ax=ax, label="dB")
-        ax.set(title=result.runtime, xlabel="step", yticks=range(len(names)), yticklabels=names)
+        ax.set(title=result.title, xlabel="step", yticks=range(len(names)), yticklabels=names)
         ax.grid(visible=False)
         for column, step in enumerate(result.steps):
             for line, name in enumerate(names):

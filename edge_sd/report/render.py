@@ -60,6 +60,8 @@ def summary(report: RunReport) -> list[str]:
     lines += [f"Parity of {result.verdict}." for result in report.parity]
     lines.append(f"The exported student's samples against the student's, same noise: PSNR {report.exported_psnr_db:.1f} dB.")
     for result in report.bench:
+        if result.latency is None:
+            continue
         p50, p90 = result.latency.p50_ms, result.latency.p90_ms
         lines.append(
             f"{result.job.runtime} on {result.device.processor}, {result.job.threads} threads: {p50:.2f} ms a step "

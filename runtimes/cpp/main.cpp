@@ -2,7 +2,7 @@
 //
 //   edgesd-runner serve --program FILE:METHOD [--program …] [--threads N]
 //   edgesd-runner prove JOB --header JSON|--header-file FILE --output OUT.safetensors [--temporal FILE:METHOD] [--label N …]
-//   edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--minutes M] [--most-seconds S]
+//   edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--ceiling 0|1] [--minutes M] …
 //   edgesd-runner noise SEED INDEX ROW COUNT
 //
 // JOB is --plan PLAN --golden GOLDEN --program FILE:METHOD … [--decoder FILE:METHOD] --seed S [--threads N] [--watch 1]; with
@@ -25,8 +25,8 @@ namespace {
 constexpr const char* kUsage =
     "usage: edgesd-runner serve --program FILE:METHOD [--program ...] [--threads N]\n"
     "       edgesd-runner prove JOB --header JSON|--header-file FILE --output OUT [--temporal FILE:METHOD] [--label N ...]\n"
-    "       edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--minutes M]\n"
-    "                                 [--most-seconds S]\n"
+    "       edgesd-runner measure JOB [--least-warmup N] [--most-warmup N] [--iterations N] [--images N] [--ceiling 0|1]\n"
+    "                                 [--minutes M] [--most-seconds S]\n"
     "       JOB: --plan PLAN --golden GOLDEN --program FILE:METHOD [--program ...] [--decoder FILE:METHOD] --seed S [--threads N]\n"
     "            [--watch 1]\n"
     "       edgesd-runner noise SEED INDEX ROW COUNT\n";
@@ -175,13 +175,13 @@ void prove_(const std::vector<std::string>& words) {
 void measure_(const std::vector<std::string>& words) {
   const int out = take_output();
   Options options = job_options(words, {{"--least-warmup", kOptional}, {"--most-warmup", kOptional}, {"--iterations", kOptional},
-                                        {"--images", kOptional}, {"--minutes", kOptional}, {"--most-seconds", kOptional}});
+                                        {"--images", kOptional}, {"--ceiling", kOptional}, {"--minutes", kOptional}, {"--most-seconds", kOptional}});
   measure::Limits limits;
   const auto whole = [&](const std::string& name, uint64_t& value, uint64_t least) {
     if (options.count(name)) value = unsigned_of(options[name][0], name, least, 1'000'000'000);
   };
   whole("--least-warmup", limits.least_warmup, 1), whole("--most-warmup", limits.most_warmup, 1);
-  whole("--iterations", limits.iterations, 1), whole("--images", limits.images, 0);
+  whole("--iterations", limits.iterations, 1), whole("--images", limits.images, 0), whole("--ceiling", limits.ceiling, 0);
   if (options.count("--minutes")) limits.minutes = real_of(options["--minutes"][0], "--minutes", 24 * 60);
   if (options.count("--most-seconds")) limits.most_seconds = real_of(options["--most-seconds"][0], "--most-seconds", 1e9);
   const uint32_t threads = options.count("--threads") ? uint32_t(unsigned_of(options["--threads"][0], "--threads", 1, 1024)) : 1;

@@ -9,7 +9,7 @@
 namespace measure {
 
 struct Limits {
-  uint64_t least_warmup = 10, most_warmup = 200, iterations = 100, images = 2;
+  uint64_t least_warmup = 10, most_warmup = 200, iterations = 100, images = 2, ceiling = 1;
   double minutes = 0, most_seconds = 120;
 };
 
@@ -94,13 +94,15 @@ class Measurer {
     for (size_t i = 0; i < limits_.images; ++i) images.push_back(image());
     const std::string sustained = sustain();
     const uint64_t peak = resident("VmHWM");
-    const double gflops = ceiling_gflops(threads_);
+    const std::string ceiling =
+        limits_.ceiling ? ", \"ceiling_gflops\": " + number(ceiling_gflops(threads_)) +
+                              ", \"ceiling\": \"float32 multiply-adds on registers, " + std::to_string(threads_) + " threads\""
+                        : "";
     return "{\"schema_version\": 1, \"kind\": \"measurement\", \"runtime_version\": \"ExecuTorch " EXECUTORCH_VERSION ", C++ runner\"" +
            (", \"load_ms\": " + number(job_.load_ms)) + ", \"first_ms\": " + number(first) + ", \"warmup_ms\": " + numbers(warmup) +
            ", \"stable\": " + (settled ? "true" : "false") + ", \"samples_ms\": " + numbers(samples) + ", \"decoder_ms\": " +
            numbers(decoder) + ", \"image_ms\": " + numbers(images) + ", \"sustained\": [" + sustained + "], \"base_memory_bytes\": " +
-           std::to_string(job_.base_memory) + ", \"peak_memory_bytes\": " + std::to_string(peak) + ", \"ceiling_gflops\": " +
-           number(gflops) + ", \"ceiling\": \"float32 multiply-adds on registers, " + std::to_string(threads_) + " threads\"}";
+           std::to_string(job_.base_memory) + ", \"peak_memory_bytes\": " + std::to_string(peak) + ceiling + "}";
   }
 
  private:
