@@ -20,7 +20,7 @@ from typing import IO
 
 from edge_sd.devices._process import end
 from edge_sd.errors import DeviceError, InstallationError, UsageError
-from edge_sd.runtimes._child import last_lines
+from edge_sd.runtimes._child import last_lines, last_words
 
 _USER, _HOST, _IPV6 = r"[A-Za-z0-9_][A-Za-z0-9._-]*", r"[A-Za-z0-9_][A-Za-z0-9._-]*", r"[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?"
 _ADDRESS = re.compile(rf"(?P<user>{_USER}@)?(?:(?P<host>{_HOST})|\[(?P<ipv6>{_IPV6})\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
@@ -51,14 +51,14 @@ _OPTIONS = (
 
 # What ssh says, and what helps.
 _HINTS = (
-    (r"host identification has changed", "if you know why its key changed: ssh-keygen -R {host}, then ssh {shown} once"),
+    (r"host identification has changed", "ssh {shown} names the old key's line: remove it if you know why the key changed"),
     (r"host key verification failed|host key is known", "ssh {shown} once by hand, and compare its key's fingerprint"),
     (r"permission denied|too many authentication failures|no supported authentication",
      "ssh-copy-id {shown}, or name the key in ~/.ssh/config; edge-sd asks for no password"),
     (r"connection refused", "does an ssh server run there, and on this port?"),
     (r"could not resolve|name or service not known|nodename nor servname", "check the name, or add it to ~/.ssh/config"),
     (r"no route to host|unreachable|timed out|timeout|host is down", "is the device on, and in the same network?"),
-    (r"configuration option|bad owner or permissions|configuration", "mend ssh's configuration: ssh -G {shown} reads it"),
+    (r"configuration|bad owner or permissions|_expand", "mend ssh's configuration: ssh -G {shown} reads it"),
 )  # fmt: skip
 
 
@@ -188,8 +188,10 @@ class SshLink:
                 raise self._refusal(f"{self._shown} does not let us in", f"no answer for {_LOGIN} s: timed out")
             block = os.read(stream.fileno(), 1 << 12)
             if not block:
-                self._process.wait(_CONNECT)
-                raise self._refusal(f"cannot connect to {self._shown}", last_lines(self._log, 2))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_CONNECT)
+                words = last_lines(self._log, 2) or last_words(heard.decode(errors="replace"), 2)
+                raise self._refusal(f"cannot connect to {self._shown}", words)
             heard = (heard + block)[-1024:]
 
     def _refusal(self, what: str, words: str) -> DeviceError:

@@ -51,7 +51,7 @@ exit 0
 # Of a way to copy that one of the two ends lacks.
 _NOT_THERE = re.compile(
     r"subsystem request failed|(unknown|unrecognized|illegal|invalid) option|command not found|rsync: not found|"
-    r"protocol version mismatch|sftp-server: (no such file|not found)",
+    r"protocol version mismatch|scp: connection closed",
     re.IGNORECASE,
 )
 

@@ -203,13 +203,14 @@ def _start(folder: Path, settings: Settings) -> Running:
     try:
         with answer:
             numbers = answer.readline().split()
-        keeper.wait()
         process, parent = (ProcessId.of(int(number)) for number in numbers)
     except BaseException as error:
         lifeline.close()  # the keeper kills what it started
         if isinstance(error, (ProcessLookupError, ValueError)):
             raise DeviceError(f"the emulated board ended at once: {last_lines(folder, 3)}", "edge-sd doctor") from error
         raise
+    finally:
+        keeper.wait()  # this half of it ended when the other had started
     running = Running(folder, State(process=process, keeper=parent, port=port, settings=settings), lifeline)
     try:
         write_model(folder / STATE, running.state)

@@ -43,10 +43,10 @@ class LoopbackSshd:
             "HostName": "127.0.0.1",
             "Port": str(self.port),
             "User": "root",
-            "IdentityFile": f'"{self.folder}/client"',
+            "IdentityFile": quoted(self.folder / "client"),
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
-            "UserKnownHostsFile": f'"{self.folder}/known_hosts"',
+            "UserKnownHostsFile": quoted(self.folder / "known_hosts"),
             "GlobalKnownHostsFile": "/dev/null",
             "StrictHostKeyChecking": "yes",
             **changes,
@@ -79,7 +79,7 @@ class LoopbackSshd:
 
 @contextlib.contextmanager
 def loopback_sshd(folder: Path, **options: str) -> Iterator[LoopbackSshd]:
-    """Start a server in an empty folder; `options` are those of sshd_config, replaced or added.
+    """Start a server in an empty folder; `options` are those of sshd_config, replaced or added, or left out where they are empty.
 
     It is ended with all its connections, also where the block fails.
     """
@@ -95,7 +95,7 @@ def loopback_sshd(folder: Path, **options: str) -> Iterator[LoopbackSshd]:
         "ListenAddress": "127.0.0.1",
         "Port": str(port),
         "HostKey": f'"{folder}/host"',
-        "AuthorizedKeysFile": f'"{folder}/authorized_keys"',
+        "AuthorizedKeysFile": quoted(folder / "authorized_keys"),
         "PidFile": "none",
         "UsePAM": "no",
         "StrictModes": "no",
@@ -106,7 +106,7 @@ def loopback_sshd(folder: Path, **options: str) -> Iterator[LoopbackSshd]:
         "Subsystem": "sftp internal-sftp",
         **options,
     }
-    (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    (folder / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items() if value))
     made = not _PRIVILEGES.exists()
     _PRIVILEGES.mkdir(mode=0o755, exist_ok=True)
     with (folder / "sshd.log").open("wb") as log:
@@ -128,6 +128,11 @@ def loopback_sshd(folder: Path, **options: str) -> Iterator[LoopbackSshd]:
         if made:
             with contextlib.suppress(OSError):  # another server came to use it
                 _PRIVILEGES.rmdir()
+
+
+def quoted(path: Path) -> str:
+    """A path as it stands in ssh's configuration, where % and white space mean something."""
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 def free_port() -> int:
