@@ -1,8 +1,8 @@
 """Which of two is faster, and how sure that is: interleaved blocks, a bootstrap interval of the ratio, a verdict in words.
 
-A block is a job of its own: a fresh process that loads, warms up and is timed; its median is one figure. Blocks go A B B A A B B A,
-so that a device that gets warmer, or busier, does so for both. Neighbours make a pair, and pairs are what is drawn from: calls
-inside of one process share its layout in memory, which alone moves a time by a per cent or two, and say nothing of the next one.
+A block is a job of its own: a fresh process that loads, warms up and is timed; its median is one figure. Blocks go
+A B B A A B B A, so that a device that gets warmer, or busier, does so for both. Neighbours make a pair, and pairs are what is
+drawn from: calls inside of one process share its layout in memory, which alone moves a time by a per cent or two.
 """
 
 from collections.abc import Callable, Sequence
@@ -215,7 +215,8 @@ def compare_results(a: BenchResult, b: BenchResult, *, anyway: bool = False) -> 
 
 
 def _side(result: BenchResult) -> Side:
-    assert result.measurement is not None and result.latency is not None  # noqa: S101 (checked)
+    assert result.measurement is not None  # noqa: S101 (checked)
+    assert result.latency is not None  # noqa: S101
     return Side(
         bundle=result.bundle,
         bundle_digest=result.bundle_digest,

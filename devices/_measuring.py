@@ -63,12 +63,14 @@ def measure(calls: Calls, rows: int, limits: Limits, threads: int, observe: Call
         return _timed(lambda: calls.step((number - 1) % rows))
 
     first = step()
-    warmup, began = [], time.monotonic()
+    warmup: list[float] = []
+    began = time.monotonic()
     while not (settled := stable(warmup, limits.least_warmup)):
         if len(warmup) >= limits.most_warmup or time.monotonic() - began > limits.most_seconds:
             break
         warmup.append(step())
-    samples, began = [], time.monotonic()
+    samples: list[float] = []
+    began = time.monotonic()
     while len(samples) < limits.iterations and (len(samples) < 3 or time.monotonic() - began <= limits.most_seconds):
         samples.append(step())
         observe(len(samples), limits.iterations)

@@ -102,4 +102,3 @@ def _one(task: Task, bundle: Bundle, gate: Gate | None, floors: Floors | None, o
         return bench_on(
             connection, bundle, job, gate=gate, floors=floors, observe=lambda done, total, note: observe(task, done, total, note)
         )
-

@@ -28,7 +28,10 @@ for z in /sys/class/thermal/thermal_zone*; do
   [ -r "$z/temp" ] && say zone "$(cat "$z/temp" 2>/dev/null) $(cat "$z/type" 2>/dev/null)"
 done
 for s in /sys/class/power_supply/*; do
-  [ -r "$s/type" ] && say supply "$(cat "$s/type" 2>/dev/null)|$(cat "$s/online" 2>/dev/null)|$(cat "$s/status" 2>/dev/null)|$(cat "$s/capacity" 2>/dev/null)"
+  [ -r "$s/type" ] || continue
+  line="$(cat "$s/type")"
+  for f in online status capacity; do line="$line|$(cat "$s/$f" 2>/dev/null)"; done
+  say supply "$line"
 done
 exit 0
 """

@@ -8,9 +8,10 @@ a command. The job's process watches its standard input, and ends when that does
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from edge_sd.bundle import Bundle
 from edge_sd.devices import _staging as staging
@@ -38,7 +39,7 @@ class Transport(ABC):
     Attributes:
         kind: the device's name, see `Device.name`.
         address: which one.
-        base: an absolute folder of the device that may be written to and whose programs may be run; letters, digits and ._/- only.
+        base: an absolute folder of the device that may be written to and holds programs that may run; letters, digits, ._/- only.
         emulated: its processor is imitated.
     """
 
@@ -92,15 +93,21 @@ def progress_of(observe: Observe) -> Callable[[str], None]:
     return on_line
 
 
+class _Pushed(NamedTuple):
+    """What is on the device, and where."""
+
+    folder: str
+    bundle: Bundle
+    job: Job
+    commands: tuple[staging.Command, ...]
+
+
 class RemoteConnection(Connection):
     """Jobs by way of a `Transport`."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._folder: str | None = None
-        self._bundle: Bundle | None = None
-        self._job: Job | None = None
-        self._commands: tuple[staging.Command, ...] = ()
+        self._pushed: _Pushed | None = None
         self._local = tempfile.TemporaryDirectory(prefix="edge-sd-")
         self._info: DeviceInfo | None = None
         self._closed = False
@@ -129,7 +136,7 @@ class RemoteConnection(Connection):
         folder = self._must(f"mktemp -d {base}/edge-sd-XXXXXXXX", "make a folder").text
         if not _FOLDER.fullmatch(folder):
             raise DeviceError(f"{self.title} named a folder {folder!r}", "is its shell a POSIX shell that prints nothing else?")
-        self._folder, self._bundle, self._job, self._commands = folder, bundle, job, commands
+        self._pushed = _Pushed(folder, bundle, job, commands)
         try:
             self._transport.push(local, folder, observe)
         except DeviceError as error:
@@ -142,25 +149,23 @@ class RemoteConnection(Connection):
         self._check_arrival(local, folder)
 
     def run(self, observe: Observe = unobserved) -> None:
-        assert self._folder and self._job, "push comes first"  # noqa: S101
-        for command in self._commands:
-            script = f"cd {self._folder} && exec {command.script}"
-            done = self._transport.shell(script, patience=self._job.patience, on_line=progress_of(observe))
+        pushed = self._work
+        for command in pushed.commands:
+            script = f"cd {pushed.folder} && exec {command.script}"
+            done = self._transport.shell(script, patience=pushed.job.patience, on_line=progress_of(observe))
             if done.status:
                 raise self._failed(done)
 
     def pull(self) -> Outcome:
-        assert self._folder and self._bundle and self._job, "run comes first"  # noqa: S101
-        local = Path(self._local.name)
-        measurement = None
-        if self._job.iterations:
-            self._transport.pull(f"{self._folder}/{staging.RESULT}", local / staging.RESULT)
+        pushed, local, measurement = self._work, Path(self._local.name), None
+        if pushed.job.iterations:
+            self._transport.pull(f"{pushed.folder}/{staging.RESULT}", local / staging.RESULT)
             text = (local / staging.RESULT).read_bytes()
             measurement = parse_model(Measurement, text, f"{self.title}'s {staging.RESULT}")
-        if not self._job.prove:
+        if not pushed.job.prove:
             return Outcome(measurement, None)
-        self._transport.pull(f"{self._folder}/{staging.EVIDENCE}", local / staging.EVIDENCE)
-        header, evidence = load_evidence(local / staging.EVIDENCE, self._bundle)
+        self._transport.pull(f"{pushed.folder}/{staging.EVIDENCE}", local / staging.EVIDENCE)
+        header, evidence = load_evidence(local / staging.EVIDENCE, pushed.bundle)
         return Outcome(measurement, evidence, header.runtime_version)
 
     def close(self) -> None:
@@ -177,6 +182,11 @@ class RemoteConnection(Connection):
         """The device, for an error."""
         return f"{self._transport.kind}:{self._transport.address}" if self._transport.address else self._transport.kind
 
+    @property
+    def _work(self) -> "_Pushed":
+        assert self._pushed is not None, "push comes first"  # noqa: S101
+        return self._pushed
+
     def _must(self, script: str, what: str) -> Done:
         done = self._transport.shell(script)
         if done.status:
@@ -188,12 +198,12 @@ class RemoteConnection(Connection):
 
     def _remove(self) -> None:
         """Remove the job's folder; a device that went away gets a few seconds to come back."""
-        if self._folder is None:
+        if self._pushed is None:
             return
-        folder, self._folder = self._folder, None
+        script, self._pushed = f"rm -rf {self._pushed.folder}", None
         for _ in range(2):
             with suppress(DeviceError):
-                if self._transport.shell(f"rm -rf {folder}", patience=20).status == 0:
+                if self._transport.shell(script, patience=20).status == 0:
                     return
             if not self._transport.reconnect():
                 return

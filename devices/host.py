@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -54,9 +53,7 @@ class HostConnection(Connection):
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="edge-sd-")
-        self._cleanup = ExitStack()
-        self._bundle: Bundle | None = None
-        self._job: Job | None = None
+        self._pushed: tuple[Bundle, Job] | None = None
 
     def info(self) -> DeviceInfo:
         return describe_host()
@@ -71,12 +68,11 @@ class HostConnection(Connection):
         most = psutil.cpu_count() or 1
         if job.processors and (max(job.processors) >= most or not shutil.which("taskset")):
             raise DeviceError(f"no job can be pinned to processors {job.processors} here", f"there are {most}, from 0 on (Linux)")
-        self._bundle, self._job = bundle, job
+        self._pushed = bundle, job
         write_model(self._place(staging.JOB), job)
 
     def run(self, observe: Observe = unobserved) -> None:
-        assert self._bundle and self._job, "push comes first"  # noqa: S101
-        job, bundle = self._job, self._bundle
+        bundle, job = self._work
         with memory_limit(job.memory_mib) as prefix:
             before = [*prefix, *(["taskset", "-c", ",".join(map(str, job.processors))] if job.processors else [])]
             if job.prove:
@@ -91,40 +87,45 @@ class HostConnection(Connection):
                 self._do([*before, *self._python("measure")], observe)
 
     def pull(self) -> Outcome:
-        assert self._bundle and self._job, "run comes first"  # noqa: S101
-        measurement = read_model(Measurement, self._place(staging.RESULT)) if self._job.iterations else None
-        if not self._job.prove:
+        bundle, job = self._work
+        measurement = read_model(Measurement, self._place(staging.RESULT)) if job.iterations else None
+        if not job.prove:
             return Outcome(measurement, None)
-        header, evidence = load_evidence(self._place(staging.EVIDENCE), self._bundle)
+        header, evidence = load_evidence(self._place(staging.EVIDENCE), bundle)
         return Outcome(measurement, evidence, header.runtime_version)
 
     def close(self) -> None:
         self._folder.cleanup()
 
+    @property
+    def _work(self) -> tuple[Bundle, Job]:
+        assert self._pushed is not None, "push comes first"  # noqa: S101
+        return self._pushed
+
     def _place(self, name: str) -> Path:
         return Path(self._folder.name) / name
 
     def _python(self, mode: str) -> list[str]:
-        assert self._bundle  # noqa: S101
-        return [sys.executable, "-c", _START.format(path=sys.path), mode, str(self._bundle.path.absolute()), self._folder.name]
+        bundle, _ = self._work
+        return [sys.executable, "-c", _START.format(path=sys.path), mode, str(bundle.path.absolute()), self._folder.name]
 
     def _do(self, arguments: Sequence[str], observe: Observe, folder: Path | None = None) -> Done:
-        assert self._bundle and self._job  # noqa: S101
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self._job.threads), "OPENBLAS_NUM_THREADS": str(self._job.threads)}
+        _, job = self._work
+        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "OPENBLAS_NUM_THREADS": str(job.threads)}
         place = folder or Path(self._folder.name)
-        done = listen(arguments, patience=self._job.patience, on_line=progress_of(observe), environment=environment, folder=place)
+        done = listen(arguments, patience=job.patience, on_line=progress_of(observe), environment=environment, folder=place)
         if done.status:
             raise self._failed(done)
         return done
 
     def _failed(self, done: Done) -> EdgeSDError:
-        assert self._bundle and self._job  # noqa: S101
+        bundle, job = self._work
         if done.text.startswith("{"):
             fault = parse_model(Fault, done.text.splitlines()[-1], "the job's process")
             return ERRORS.get(fault.code, EdgeSDError)(fault.message, fault.hint)
         words = last_words(done.err)
-        what = f"the process that ran {self._bundle.path} in {self._job.runtime} died: it {ending(done.status)}"
-        limit = f"; its limit was {self._job.memory_mib} MiB" if self._job.memory_mib and done.status in _KILLED else ""
+        what = f"the process that ran {bundle.path} in {job.runtime} died: it {ending(done.status)}"
+        limit = f"; its limit was {job.memory_mib} MiB" if job.memory_mib and done.status in _KILLED else ""
         return DeviceError(
             what + limit + (f"; it last said: {words}" if words else ""), "is there memory enough? edge-sd inspect forecasts"
         )
@@ -132,13 +133,14 @@ class HostConnection(Connection):
 
 def describe_host() -> DeviceInfo:
     """This machine's fingerprint."""
-    if sys.platform == "linux":
+    if platform.system() == "Linux":
         done = subprocess.run(["/bin/sh", "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
         return read_probe(done.stdout, device=Host.name)
+    processor = platform.processor() or platform.machine()
     return DeviceInfo(
         device=Host.name,
-        model=platform.node() and platform.machine(),
-        processor=platform.processor() or platform.machine(),
+        model=processor,
+        processor=processor,
         machine=platform.machine(),
         cores=psutil.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,

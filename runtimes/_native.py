@@ -72,9 +72,7 @@ def _loader(architecture: str) -> tuple[str, ...]:
     return (_LOADERS[architecture], *_LIBRARIES) if architecture in _LOADERS else ()
 
 
-HOST = Machine(
-    "", "g++", {"g++": "g++", "cmake": "cmake", "ninja": "ninja-build"}, loader=_loader(platform.machine())
-)
+HOST = Machine("", "g++", {"g++": "g++", "cmake": "cmake", "ninja": "ninja-build"}, loader=_loader(platform.machine()))
 AARCH64 = Machine(
     "aarch64",
     "aarch64-linux-gnu-g++",
@@ -101,8 +99,9 @@ def machine_of(architecture: str) -> Machine:
         return HOST
     if architecture == AARCH64.architecture:
         return AARCH64
+    known = " and ".join(dict.fromkeys((platform.machine(), AARCH64.architecture)))
     raise InstallationError(
-        f"the C++ runner is not built for {architecture}, only for {' and '.join(dict.fromkeys((platform.machine(), 'aarch64')))}",
+        f"the C++ runner is not built for {architecture}, only for {known}",
         "use a 64-bit system on the device",
     )
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edge_sd.bundle import Bundle
     from edge_sd.devices import BenchResult, Job
     from edge_sd.devices._pool import Task
+    from edge_sd.runtimes.floor import Floor, Precision
 
 _ALL = "all"
 _MEBI = 2**20
@@ -146,18 +147,18 @@ def _run(bundle: "Bundle", tasks: "list[Task]", output: Path | None, overwrite: 
     return results
 
 
-def floors_of(bundle: "Bundle", tasks: "list[Task]") -> "dict[str, object]":
+def floors_of(bundle: "Bundle", tasks: "list[Task]") -> "dict[Precision, Floor]":
     """The noise floors that proofs are judged by, measured once each, before anything is timed."""
     from edge_sd.cli._console import progress
     from edge_sd.devices._bench import target_of
-    from edge_sd.runtimes.floor import noise_floor
+    from edge_sd.runtimes.floor import Floor, Precision, noise_floor
     from edge_sd.runtimes.parity import precision_of
 
     proofs = [task.job.runtime for task in tasks if task.job.prove]
     targets = {target_of(name) for name in proofs if name}
     if "" in proofs:
         targets |= {program.target for program in bundle.manifest.programs} & {"onnx", "executorch"}
-    floors: dict[str, object] = {}
+    floors: dict[Precision, Floor] = {}
     for precision in sorted({precision_of(bundle, target) for target in targets}):
         with progress(f"noise floor of {precision}") as update:
             floors[precision] = noise_floor(bundle, precision, lambda done, total: update(done, total, ""))
@@ -200,16 +201,18 @@ def print_results(results: "list[BenchResult]") -> None:
                 measured.ceiling or "–",
             )
         )
-    columns = ("device", "runtime", "times", "parity", "worst dB", "load ms", "first ms")
-    columns += ("p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
+    subject = ("device", "runtime", "times")
+    figures = ("parity", "worst dB", "load ms", "first ms", "p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
     first = results[0]
     where = "; ".join(dict.fromkeys(f"{each.device.title} is {each.device.model}, {each.device.system}" for each in results))
-    note = f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image is {first.steps} steps and the decoder; {where}"
-    print_table(f"{first.bundle}: latency", columns, rows, note)
+    note = (
+        f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
+    )
+    print_table(f"{first.bundle}: latency", (*subject, *figures), rows, note)
     if memory:
-        columns = ("device", "runtime", "times", "before MiB", "peak MiB", "program MiB", "forecast MiB", "of ceiling", "ceiling")
+        amounts = ("before MiB", "peak MiB", "program MiB", "forecast MiB", "of ceiling", "ceiling")
         note = "program = peak − before loading; a call's multiply-adds as a share of the device's own measured float32 ceiling"
-        print_table("Memory and ceiling", columns, memory, note)
+        print_table("Memory and ceiling", (*subject, *amounts), memory, note)
     for result in results:
         if result.sustained is not None:
             say(f"{result.device.title} {result.job.runtime}: {result.sustained}")

@@ -79,7 +79,7 @@ def _of_results(a: Path, b: Path, anyway: bool) -> "Comparison":
     return compare_results(read_model(BenchResult, a), read_model(BenchResult, b), anyway=anyway)
 
 
-def _of_bundles(a: Path, b: Path, place: str, names: list[str], pairs: int, settings: dict[str, object]) -> "Comparison":
+def _of_bundles(a: Path, b: Path, place: str, names: list[str], pairs: int, settings: dict[str, float]) -> "Comparison":
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._console import progress
     from edge_sd.devices import Job, find_device

@@ -1,12 +1,12 @@
 """Running a plan: one loop for NumPy arrays and torch tensors alike, the same arithmetic in the same order.
 
 Only +, × and lists are used, so that the loop is also the specification for every other language. The coefficients are
-Python floats: NumPy and torch both round them to the sample's dtype before they multiply. At run time this file needs NumPy alone:
-it travels to boards that have nothing else (`edge_sd.devices`).
+Python floats: NumPy and torch both round them to the sample's dtype before they multiply. At run time this file needs NumPy
+alone: it travels to boards that have nothing else (`edge_sd.devices`).
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,13 +15,34 @@ from edge_sd.diffusion.noise import gaussian
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edge_sd.diffusion.plan import Plan
-
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
+class Header(Protocol):
+    """What the loop reads of a plan's header."""
+
+    @property
+    def history(self) -> int:
+        """How many m the widest row looks back."""
+
+
+class Table(Protocol):
+    """What the loop reads of a `Plan`: its rows' number, its columns and its header."""
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """See `Plan`."""
+
+    @property
+    def header(self) -> Header:
+        """See `PlanHeader`."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+
 def execute(
-    plan: "Plan",
+    plan: Table,
     program: Callable[[Array, int], Array],
     x: Array,
     noise: Callable[[int], Array],
@@ -59,7 +80,7 @@ def execute(
 
 
 def trace(
-    plan: "Plan", program: Callable[[np.ndarray, int], np.ndarray], seed: int, index: int, shape: tuple[int, ...]
+    plan: Table, program: Callable[[np.ndarray, int], np.ndarray], seed: int, index: int, shape: tuple[int, ...]
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Draw one image from the noise of (seed, index) and keep everything.
 

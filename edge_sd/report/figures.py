@@ -63,10 +63,11 @@ def _spectrum(report: RunReport) -> bytes:
 def _latency(report: RunReport) -> bytes:
     figure, (left, right) = _subplots(2)
     names = [result.job.runtime for result in report.bench]
-    left.boxplot([result.measurement.samples_ms for result in report.bench if result.measurement], tick_labels=names, whis=(1, 99), showfliers=False)
+    samples = [() if result.measurement is None else result.measurement.samples_ms for result in report.bench]
+    left.boxplot(samples, tick_labels=names, whis=(1, 99), showfliers=False)
     left.set(title="a call, ms (box: quartiles, whiskers: 1 %, 99 %)", ylim=(0, None))
-    for result in report.bench:
-        right.plot(result.measurement.samples_ms if result.measurement else (), linewidth=0.8, label=result.job.runtime)
+    for name, calls in zip(names, samples, strict=True):
+        right.plot(calls, linewidth=0.8, label=name)
     right.set(title="every timed call", xlabel="call", ylabel="ms", ylim=(0, None))
     right.legend(frameon=False)
     return png(figure)
