@@ -18,8 +18,8 @@ from edge_sd.devices import _web as web
 from edge_sd.devices._chromium import VARIABLE, Chromium, find
 from edge_sd.devices._device import Connection, Device, Observe, unobserved
 from edge_sd.devices._fingerprint import DeviceInfo
-from edge_sd.devices._job import Job, Measurement, Outcome
-from edge_sd.devices._serve import Site
+from edge_sd.devices._job import Job, Latency, Measurement, Outcome
+from edge_sd.devices._serve import Post, Site
 from edge_sd.devices.host import describe_host
 from edge_sd.errors import DeviceError, EdgeSDError, UsageError
 from edge_sd.files import parse_model, write_bytes
@@ -157,7 +157,8 @@ class BrowserConnection(Connection):
         self._bundle, self._job = bundle, job
 
     def run(self, observe: Observe = unobserved) -> None:
-        assert self._site and self._job  # noqa: S101 (push comes first)
+        assert self._site, "push comes first"  # noqa: S101
+        assert self._job, "push comes first"  # noqa: S101
         self._posts = {}
 
         def take(name: str, body: bytes) -> bool:
@@ -171,7 +172,8 @@ class BrowserConnection(Connection):
         self._visit(self._site, self._job.patience, take)
 
     def pull(self) -> Outcome:
-        assert self._bundle and self._job  # noqa: S101 (run comes first)
+        assert self._bundle, "run comes first"  # noqa: S101
+        assert self._job, "run comes first"  # noqa: S101
         result = parse_model(PageResult, self._posts.get("result", b""), "the page's result")
         if self._job.iterations and result.measurement is None:
             raise EdgeSDError("the page posted no times, although they were asked for", "give the same command again")
@@ -225,6 +227,22 @@ class BrowserConnection(Connection):
                     raise EdgeSDError(f"{Browser.name}:{self._backend}: {_plain(failure.message)}", _plain(failure.hint))
                 if take(post.name, post.body):
                     return
+
+
+def page_report(post: Post) -> str:
+    """What a page that a person runs has posted, in one line."""
+    try:
+        if post.name == "failure":
+            failure = parse_model(PageFailure, post.body, "the page's failure")
+            return f"failed: {_plain(failure.message)}"
+        result = parse_model(PageResult, post.body, "the page's result")
+    except EdgeSDError as error:
+        return _plain(error.message)
+    title = _plain(result.runtime_version)
+    if result.measurement is None:
+        return f"{title}: drawn"
+    latency = Latency.of(result.measurement.samples_ms)
+    return f"{title}: {latency.p50_ms:.1f} ms a call (p90 {latency.p90_ms:.1f}, {len(result.measurement.samples_ms)} calls)"
 
 
 def _plain(text: str) -> str:
