@@ -1,9 +1,5 @@
 """The emulated arm64 board as a device: the one that runs, or one that runs as long as the connection stands."""
 
-import shutil
-import tempfile
-from pathlib import Path
-
 from edge_sd.devices import emulation
 from edge_sd.devices._device import Connection, Device
 from edge_sd.devices._remote import RemoteConnection
@@ -60,10 +56,4 @@ class Emulator(Device):
         running = emulation.find_running()
         if running is not None:
             return RemoteConnection(BoardTransport(running, ours=False))
-        folder = Path(tempfile.mkdtemp(prefix="edge-sd-"))
-        try:
-            board = emulation.boot(folder, emulation.Settings())
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return RemoteConnection(BoardTransport(board, ours=True))
+        return RemoteConnection(BoardTransport(emulation.start_for(), ours=True))

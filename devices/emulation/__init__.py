@@ -6,7 +6,6 @@ For whether a bundle runs and agrees on ARM, without a board. Its processor is i
 from edge_sd.devices.emulation._boot import HOST as HOST
 from edge_sd.devices.emulation._boot import Running as Running
 from edge_sd.devices.emulation._boot import Settings as Settings
-from edge_sd.devices.emulation._boot import boot as boot
 from edge_sd.devices.emulation._create import Board as Board
 from edge_sd.devices.emulation._create import read_board as read_board
 from edge_sd.devices.emulation._create import tools_available as tools_available
@@ -15,4 +14,5 @@ from edge_sd.devices.emulation._running import create as create
 from edge_sd.devices.emulation._running import find_running as find_running
 from edge_sd.devices.emulation._running import remove as remove
 from edge_sd.devices.emulation._running import start as start
+from edge_sd.devices.emulation._running import start_for as start_for
 from edge_sd.devices.emulation._running import stop as stop

@@ -5,6 +5,7 @@ The disk is never written to: what the board writes goes to a file without a nam
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,7 @@ STATE, CONSOLE, CONFIG = "state.json", "console.log", "ssh_config"
 _BOOT, _ANSWER = 180.0, 60.0  # seconds: until the console says that it is ready, and until ssh answers then
 _OFF = 20.0
 _PORTS = 3  # tries for a port that nobody takes before qemu does
+_NOT_YET = re.compile(r"reset|closed|refused|timed out", re.IGNORECASE)  # of a server that does not listen yet
 _PORT_TAKEN = "Could not set up host forwarding"
 
 # Starts the board and is its parent. Its input is this process's hold on the board: it ends without a word where this process
@@ -124,7 +126,7 @@ class Running:
         self.state.keeper.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def console(self, lines: int = 8) -> str:
+    def console(self, lines: int = 25) -> str:
         """The last lines that its console printed."""
         return last_lines(self.folder, lines)
 
@@ -278,7 +280,7 @@ def _answer(running: Running) -> None:
             SshLink(HOST, running.config).close()
             return
         except DeviceError as error:
-            if not running.alive or time.monotonic() > deadline:
+            if not running.alive or not _NOT_YET.search(error.message) or time.monotonic() > deadline:
                 raise DeviceError(f"the emulated board does not answer: {error.message}", error.hint) from error
             time.sleep(0.5)
 

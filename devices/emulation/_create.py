@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -60,6 +61,8 @@ def find_tool(name: str) -> str | None:
 
 def tools_available() -> Availability:
     """Whether this machine has what making and running the board takes."""
+    if sys.platform != "linux":
+        return Availability(False, "the emulated board is made and run on Linux only", "use another device: edge-sd list devices")
     missing = {name: package for name, package in _TOOLS.items() if find_tool(name) is None}
     if missing:
         packages = " ".join(dict.fromkeys(missing.values()))

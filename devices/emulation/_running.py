@@ -1,6 +1,9 @@
 """What `edge-sd emulator` does: make the board, start it and leave it running, stop it, remove it."""
 
 import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from edge_sd.devices._device import Observe, unobserved
 from edge_sd.devices.emulation._boot import STATE, Running, Settings, State, boot
@@ -8,6 +11,8 @@ from edge_sd.devices.emulation._create import BOARD, Board, make_board, need_too
 from edge_sd.devices.emulation._place import board_folder, home, locked, run_folder
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import explained, read_model
+
+_HELD = "held-"  # folders of boards that a process holds
 
 
 def find_running(*, ready: bool = True) -> Running | None:
@@ -65,6 +70,26 @@ def start(settings: Settings, observe: Observe = unobserved) -> Running:
         return running
 
 
+def start_for(observe: Observe = unobserved) -> Running:
+    """Start a board beside whichever runs, for as long as this process holds it; it is ended by `Running.kill`.
+
+    Raises:
+        DeviceError: as `start` raises it.
+    """
+    folder = home()
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=_HELD, dir=folder))
+    for left in _held():
+        if not left.alive:
+            left.kill()
+    try:
+        return boot(own, Settings(), observe)
+    except BaseException:
+        shutil.rmtree(own, ignore_errors=True)
+        raise
+
+
 def stop() -> bool:
     """Power the board off; whether one ran."""
     if not home().exists():
@@ -97,6 +122,17 @@ def remove() -> bool:
 def _refuse_running() -> None:
     if find_running() is not None:
         raise UsageError("the board runs", "edge-sd emulator stop")
+    if held := [board for board in _held() if board.alive]:
+        raise UsageError(f"a board runs for another edge-sd, process {held[0].state.process.pid}", "wait until it has ended")
+
+
+def _held() -> list[Running]:
+    """Boards that run as long as a process holds them, or ran until one was killed."""
+    found = []
+    for path in sorted(home().glob(f"{_HELD}*/{STATE}")):
+        with suppress(EdgeSDError):
+            found.append(Running(path.parent, read_model(State, path)))
+    return found
 
 
 def _clear() -> None:
