@@ -28,11 +28,11 @@ _MOST_CHARACTERS = 255
 
 _CONNECT, _LOGIN = 15, 45  # seconds: to the server's first word, and until it lets us in
 _READY = b"edge-sd ready\n"
-# What the master runs: it says that it was let in, and ends with its input. Redirected, so that the last word is not lost to it.
+# What the master runs: it says that we were let in, and ends with its input.
 _WAIT = "echo edge-sd ready; exec cat > /dev/null"
 # Stands where ssh wants a host: everything behind the socket is this one.
 LABEL = "device"
-# Commands of the socket's folder; /tmp because a socket's name may have some hundred characters only.
+# Where the socket's folder is made: not in TMPDIR, since a socket's name may have some hundred characters only.
 _SOCKETS = "/tmp"  # noqa: S108 (a fresh folder of mode 0700 in it)
 
 # Options of ssh that make it a tool: it asks nobody anything, forwards nothing, and notices a dead link after half a minute.
@@ -128,7 +128,7 @@ class SshLink:
         """The error for a command that broke off; `words` are what its own ssh said."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)  # the master may be about to say why
-        said = "" if self.alive else last_lines(self._log, 2)
+        said = "" if self.alive or self._log.closed else last_lines(self._log, 2)
         return self._refusal(f"the connection to {self._shown} broke", said or words)
 
     def reopen(self, seconds: float) -> bool:
@@ -195,8 +195,10 @@ class SshLink:
             heard = (heard + block)[-1024:]
 
     def _refusal(self, what: str, words: str) -> DeviceError:
-        self._log.seek(0)
-        all_words = f"{words}\n{self._log.read(1 << 16).decode(errors='replace')}"
+        all_words = words
+        if not self._log.closed:  # by a connection that was given up
+            self._log.seek(0)
+            all_words += "\n" + self._log.read(1 << 16).decode(errors="replace")
         hint = next((hint for said, hint in _HINTS if re.search(said, all_words, re.IGNORECASE)), "ssh {shown} shows more")
         return DeviceError(
             f"{what}: {words}" if words else what, hint.format(host=self._address.host, shown=self._address.destination)

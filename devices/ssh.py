@@ -195,7 +195,7 @@ class Ssh(Device):
     """Linux boards and machines."""
 
     name = "ssh"
-    about = "a Linux board or machine, by OpenSSH and the user's own ssh configuration"
+    about = f"a Linux board or machine, by OpenSSH with the user's own configuration, or the file that {CONFIG} names"
     address = "USER@HOST"
 
     def available(self) -> Availability:

@@ -20,50 +20,19 @@ from edge_sd.devices._device import Observe, unobserved
 from edge_sd.devices._process import listen
 from edge_sd.devices._ssh import SshLink
 from edge_sd.devices.emulation import _create as made
-from edge_sd.devices.emulation._place import board_folder
 from edge_sd.devices.emulation._process_id import ProcessId
+from edge_sd.devices.emulation._qemu import HOST, KEEPER, Settings, command, ssh_config
 from edge_sd.devices.emulation._root import READY
 from edge_sd.errors import DeviceError, EdgeSDError
 from edge_sd.files import explained, write_model, write_text
 from edge_sd.validation import Record
 
-HOST = "board"  # in the configuration for ssh
 STATE, CONSOLE, CONFIG = "state.json", "console.log", "ssh_config"
 _BOOT, _ANSWER = 180.0, 60.0  # seconds: until the console says that it is ready, and until ssh answers then
 _OFF = 20.0
 _PORTS = 3  # tries for a port that nobody takes before qemu does
 _NOT_YET = re.compile(r"reset|closed|refused|timed out", re.IGNORECASE)  # of a server that does not listen yet
 _PORT_TAKEN = "Could not set up host forwarding"
-
-# Starts the board and is its parent. Its input is this process's hold on the board: it ends without a word where this process
-# ends before it has let the board go, and the board is killed; after "stay" the board is on its own. Constant: the board's
-# command comes as arguments. As long as the keeper reads, the board's number cannot be given to another process.
-_KEEPER = """
-console=$1; shift
-exec 3<&0
-(
-  "$@" < /dev/null > "$console" 2>&1 3<&- &
-  board=$!
-  echo "$board $(exec sh -c 'echo $PPID')"
-  exec > /dev/null 2>&1
-  read -r word <&3
-  [ "$word" = stay ] || kill -9 "$board"
-  exec 3<&-
-  wait "$board"
-) &
-"""
-
-
-class Settings(Record):
-    """What a board is started with.
-
-    Attributes:
-        memory_mib: of the board; qemu takes some 100 MiB more.
-        cores: of the board, each a thread here.
-    """
-
-    memory_mib: int = Field(default=1024, ge=192, le=2**20)
-    cores: int = Field(default=2, ge=1, le=8)
 
 
 class State(Record):
@@ -169,7 +138,7 @@ def boot(folder: Path, settings: Settings, observe: Observe = unobserved) -> Run
             running.kill()
             if isinstance(error, DeviceError):
                 if _PORT_TAKEN in said and attempt + 1 < _PORTS:
-                    folder.mkdir()
+                    folder.mkdir(mode=0o700)
                     continue
                 raise DeviceError(f"{error.message}; its console's last lines:\n{said}", error.hint) from error
             raise
@@ -191,9 +160,9 @@ def last_lines(folder: Path, lines: int) -> str:
 def _start(folder: Path, settings: Settings) -> Running:
     port = _free_port()
     with explained(folder):
-        write_text(folder / CONFIG, _ssh_config(port))
+        write_text(folder / CONFIG, ssh_config(port))
         keeper = subprocess.Popen(  # noqa: S603 (a constant script; what is started comes as arguments)
-            ["sh", "-c", _KEEPER, "sh", str(folder / CONSOLE), *_command(settings, port)],  # noqa: S607
+            ["sh", "-c", KEEPER, "sh", str(folder / CONSOLE), *command(settings, port)],  # noqa: S607
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -220,45 +189,6 @@ def _start(folder: Path, settings: Settings) -> Running:
         running.kill()
         raise
     return running
-
-
-def _command(settings: Settings, port: int) -> list[str]:
-    folder = board_folder()
-    disk = str(folder / made.DISK).replace(",", ",,")
-    return [
-        made.find_tool("qemu-system-aarch64") or "qemu-system-aarch64",
-        "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
-        "-machine", "virt", "-cpu", "cortex-a72", "-accel", "tcg,thread=multi",
-        "-smp", str(settings.cores), "-m", str(settings.memory_mib),
-        "-kernel", str(folder / made.KERNEL), "-initrd", str(folder / made.INITRD),
-        "-append", "console=ttyAMA0 quiet panic=-1 mitigations=off random.trust_cpu=on",
-        "-drive", f"file={disk},if=none,format=raw,id=disk,snapshot=on", "-device", "virtio-blk-pci,drive=disk",
-        "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "virtio-net-pci,netdev=net,romfile=",
-        "-device", "virtio-rng-pci",
-    ]  # fmt: skip
-
-
-def _ssh_config(port: int) -> str:
-    folder = board_folder()
-
-    def quoted(name: str) -> str:
-        return '"' + str(folder / name).replace("%", "%%") + '"'
-
-    options = {
-        "HostName": "127.0.0.1",
-        "Port": port,
-        "User": "root",
-        "IdentityFile": quoted(made.CLIENT_KEY),
-        "IdentitiesOnly": "yes",
-        "IdentityAgent": "none",
-        "BatchMode": "yes",
-        "HostKeyAlias": made.ALIAS,
-        "UserKnownHostsFile": quoted(made.KNOWN_HOSTS),
-        "GlobalKnownHostsFile": "/dev/null",
-        "StrictHostKeyChecking": "yes",
-        "UpdateHostKeys": "no",
-    }
-    return f"Host {HOST}\n" + "".join(f"  {name} {value}\n" for name, value in options.items())
 
 
 def _wait(running: Running) -> None:

@@ -6,9 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from edge_sd.devices._device import Observe, unobserved
-from edge_sd.devices.emulation._boot import STATE, Running, Settings, State, boot
+from edge_sd.devices.emulation._boot import STATE, Running, State, boot
 from edge_sd.devices.emulation._create import BOARD, Board, make_board, need_tools
 from edge_sd.devices.emulation._place import board_folder, home, locked, run_folder
+from edge_sd.devices.emulation._qemu import Settings
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import explained, read_model
 

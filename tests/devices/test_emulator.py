@@ -266,7 +266,7 @@ def test_a_board_runs_on_its_own_and_heals_when_it_is_started_again(home: Path, 
     running = emulation.find_running()
     assert running is not None
     mine = subprocess.run(
-        ["ssh", "-F", running.config, boots.HOST, "cat /root/mine"], capture_output=True, text=True, check=False
+        ["ssh", "-F", running.config, emulation.HOST, "cat /root/mine"], capture_output=True, text=True, check=False
     )
     assert "No such file" in mine.stderr
     assert call("emulator", "stop").err.strip() == "stopped"

@@ -242,6 +242,8 @@ def test_a_device_that_does_not_come_back(server: LoopbackSshd, connect: Open, m
     monkeypatch.setattr(ssh, "_BACK", 0.5)
     server.write_config(Port=str(free_port()))
     assert not transport.reconnect()
+    with pytest.raises(DeviceError, match="the connection to board broke"):
+        transport.shell("true")
 
 
 def test_a_command_that_hangs_is_given_up_and_the_link_goes_on(connect: Open) -> None:
