@@ -33,7 +33,9 @@ _WAIT = "echo edge-sd ready; exec cat > /dev/null"
 # Stands where ssh wants a host: everything behind the socket is this one.
 LABEL = "device"
 # Where the socket's folder is made: not in TMPDIR, since a socket's name may have some hundred characters only.
-_SOCKETS = "/tmp"  # noqa: S108 (a fresh folder of mode 0700 in it)
+_SOCKETS = Path("/tmp")  # noqa: S108 (a fresh folder of mode 0700 in it)
+_PREFIX = "edge-sd-ssh-"
+_STALE = 600  # seconds after which an empty one was left by a process that was killed
 
 # Options of ssh that make it a tool: it asks nobody anything, forwards nothing, and notices a dead link after half a minute.
 _OPTIONS = (
@@ -150,7 +152,8 @@ class SshLink:
         self._end()
 
     def _open(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="edge-sd-", dir=_SOCKETS))
+        _sweep()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_SOCKETS))
         self._socket = folder / "s"
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the connection is)
         arguments = ["ssh", *(("-F", str(self._config)) if self._config else ())]
@@ -203,6 +206,14 @@ class SshLink:
         return DeviceError(
             f"{what}: {words}" if words else what, hint.format(host=self._address.host, shown=self._address.destination)
         )
+
+
+def _sweep() -> None:
+    """Remove folders whose process was killed: ssh takes its socket along, and what is not empty is in use."""
+    for folder in _SOCKETS.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # not empty, or another user's
+            if time.time() - folder.lstat().st_mtime > _STALE:
+                folder.rmdir()
 
 
 def _hang_up(process: subprocess.Popen[bytes], folder: Path, log: IO[bytes], farewell: list[str]) -> None:

@@ -270,6 +270,7 @@ def test_a_link_that_is_dead_without_a_word_is_noticed(
 
 
 def test_nothing_outlives_a_process_that_is_killed(server: LoopbackSshd) -> None:
+    before = set(_ssh._SOCKETS.glob(f"{_ssh._PREFIX}*"))
     code = (
         "import sys, time; from pathlib import Path; from edge_sd.devices.ssh import SshTransport\n"
         f"transport = SshTransport('board', config=Path({str(server.config)!r}))\n"
@@ -287,6 +288,10 @@ def test_nothing_outlives_a_process_that_is_killed(server: LoopbackSshd) -> None
     assert master in gone
     assert not left
     assert not psutil.Process(server.process.pid).children(recursive=True)
+    (folder,) = set(_ssh._SOCKETS.glob(f"{_ssh._PREFIX}*")) - before
+    os.utime(folder, (0, 0))
+    SshTransport("board", config=server.config).close()
+    assert not folder.exists()  # the next one clears it away
 
 
 def process_tree(pid: int) -> list[psutil.Process]:
@@ -308,7 +313,7 @@ def refused(server: LoopbackSshd, address: str = "board") -> DeviceError:
 
 def sockets() -> set[Path]:
     """Of all connections on this machine."""
-    return set(Path(_ssh._SOCKETS).glob("edge-sd-*/s*"))
+    return set(_ssh._SOCKETS.glob(f"{_ssh._PREFIX}*/*"))
 
 
 def other_key(folder: Path) -> Path:
