@@ -41,6 +41,8 @@ _FLAGS = (
 # Its debugging pipe is our end of its standard input. The browser ends when that does, whatever becomes of this process.
 _PIPE = 'exec "$@" 3<&0 4>/dev/null'
 _SECONDS_TO_END = 10.0
+# It makes a socket in a folder of its own in $TMPDIR, and paths of sockets end at some 100 characters.
+_LONGEST_FOLDER = 55
 
 
 def find() -> str | None:
@@ -71,7 +73,10 @@ class Chromium:
         as_root = ("--no-sandbox",) if sys.platform == "linux" and os.geteuid() == 0 else ()
         arguments = [program, *_FLAGS, *as_root, *flags, f"--user-data-dir={self._folder / 'profile'}", url]
         # What it would put into the user's folders, or leave behind in /tmp when it is killed.
-        places = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR"), str(self._folder))
+        names = ["HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"]
+        if len(str(self._folder)) <= _LONGEST_FOLDER:
+            names.append("TMPDIR")
+        places = dict.fromkeys(names, str(self._folder))
         try:
             self._process = subprocess.Popen(  # noqa: S603 (a list of arguments; the script is a constant)
                 [*before, "/bin/sh", "-c", _PIPE, "sh", *arguments],
