@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -124,12 +125,14 @@ def install_wheels(root: Path, log: Path) -> dict[str, str]:
 
 
 def compile_python(root: Path, log: Path) -> None:
-    """Compile the modules that jobs import, where this machine has the board's Python: the emulated one would take long."""
+    """Compile the modules that jobs import, where this Python is of the board's version: the emulated one would take long.
+
+    A module that does not compile is left to the board; the log names it.
+    """
     python = python_of(root)
-    here = f"{sys.version_info.major}.{sys.version_info.minor}"
-    interpreter = sys.executable if here == python else shutil.which(f"python{python}")
-    if interpreter is None:
+    if python != f"{sys.version_info.major}.{sys.version_info.minor}":
         return
     folders = [root / "usr" / "lib" / f"python{python}", root / _EDGE / "numpy", root / _EDGE / "onnxruntime" / "capi"]
     options = ["-q", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-s", str(root), "-p", "/"]
-    run_tool([interpreter, "-I", "-m", "compileall", *options, *folders], log)
+    with suppress(InstallationError):
+        run_tool([sys.executable, "-I", "-m", "compileall", *options, *folders], log)
