@@ -128,6 +128,12 @@ class RemoteConnection(Connection):
 
     def push(self, bundle: Bundle, job: Job, observe: Observe = unobserved) -> None:
         info = self._info or self.info()
+        if job.runtime == staging.ONNXRUNTIME and self._transport.shell(staging.HAS_ONNXRUNTIME).status:
+            raise DeviceError(
+                f"{self.title} has no python3 with NumPy and ONNX Runtime",
+                "pip install numpy onnxruntime there (EDGE_SD_PYTHON in its environment names another Python), "
+                "or --runtime executorch-runner, which brings all that it needs",
+            )
         self._remove()
         local = Path(tempfile.mkdtemp(dir=self._local.name)) / "job"
         commands = staging.stage(bundle, job, info.machine, local)

@@ -21,8 +21,10 @@ from edge_sd.runtimes.evidence import EvidenceHeader
 from edge_sd.runtimes.executorch_runner import runnable
 from edge_sd.validation import Record
 
-# What a board's Python is asked. A constant, and silent.
-HAS_ONNXRUNTIME = "ORT_DISABLE_TELEMETRY=1 python3 -c 'import numpy, onnxruntime' > /dev/null 2>&1"
+# A board's Python, unless its own environment names another (that of a virtual environment, say).
+_PYTHON = '"${EDGE_SD_PYTHON:-python3}"'
+# What it is asked. A constant, and silent.
+HAS_ONNXRUNTIME = f"ORT_DISABLE_TELEMETRY=1 {_PYTHON} -c 'import numpy, onnxruntime' > /dev/null 2>&1"
 RUNNER, ONNXRUNTIME = "executorch-runner", "onnxruntime"
 _AGENT = "agent.pyz"
 _PLAIN = re.compile(r"[A-Za-z0-9._:/-]+")
@@ -74,7 +76,8 @@ class Command:
         plain = [*self.words, self.output] if self.output else self.words
         if wrong := [word for word in plain if not _PLAIN.fullmatch(word)]:
             raise EdgeSDError(f"{wrong[0]!r} is no word for a device's shell", "export the bundle again")
-        return " ".join(self.words) + (f" > {self.output}" if self.output else "")
+        first = _PYTHON if self.words[0] == "python3" else self.words[0]
+        return " ".join((first, *self.words[1:])) + (f" > {self.output}" if self.output else "")
 
 
 def limits_of(job: Job) -> Limits:

@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so th
 
 import math
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def tiny_checkpoint(make_model: MakeModel) -> Checkpoint:
     """A checkpoint of a model that was never trained, for everything that only needs one to be there."""
     provenance = Provenance(made_by="train", steps=3, data="nothing", parents={"teacher": "0" * 64})
     return Checkpoint.of(make_model(), SCHEDULES["cosine"], "v", provenance)
+
+
+@pytest.fixture(scope="session")
+def board_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's cache with an emulated board, made once, in a folder of a name that configurations might stumble over."""
+    path = tmp_path_factory.mktemp("cache") / "it's, 100 %"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(path)}
+    program = "import sys; from edge_sd.cli.main import main; sys.argv[0] = 'edge-sd'; main()"
+    arguments = [sys.executable, "-c", program, "emulator", "create"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 @pytest.fixture

@@ -22,8 +22,10 @@ import edge_sd
 from damage import reseal
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import load_checkpoint
+from edge_sd.devices import BenchResult
+from edge_sd.devices._compare import Comparison
 from edge_sd.export import ExportRequest, export_bundle
-from edge_sd.files import read_model
+from edge_sd.files import read_model, write_model
 from edge_sd.report.parity import ParityReport
 from verbs import Outcome, call
 
@@ -39,6 +41,9 @@ VERBS = (
     "parity",
     "selftest",
     "bench",
+    "compare",
+    "serve",
+    "emulator",
     "evaluate",
     "report",
     "doctor",
@@ -190,8 +195,9 @@ def test_parity_writes_a_page_with_the_pictures(bundle: Path, tmp_path: Path) ->
 def test_bench_prints_its_figures(bundle: Path) -> None:
     done = call("bench", bundle, "--threads", 1, "--warmup", 2, "--iterations", 5)
     assert done.code == 0
-    assert "2 warm-up calls left out" in done.out
     assert "p90 ms" in done.out
+    assert "passed" in done.out
+    assert f"an image {len(open_bundle(bundle).plan)} and the decoder" in done.out
 
 
 # JSON
@@ -222,8 +228,48 @@ def test_bench_is_clean_json_and_the_same_on_disk(bundle: Path, tmp_path: Path) 
     done = call("bench", bundle, "--threads", 1, "--warmup", 1, "--iterations", 3, "--json", "-o", tmp_path / "bench.json")
     assert done.code == 0
     (result,) = json.loads(done.out)
-    assert len(result["samples_ms"]) == 3
+    assert len(result["measurement"]["samples_ms"]) == 3
+    assert result["parity"]["runtime"] == "onnxruntime"
     assert json.loads((tmp_path / "bench.json").read_text()) == result
+
+
+def test_several_results_are_kept_each_as_it_comes(bundle: Path, tmp_path: Path) -> None:
+    """One device that nobody answers at takes nothing from the others."""
+    out = tmp_path / "results"
+    quick = ("--threads", 1, "--warmup", 1, "--iterations", 3, "--no-prove")
+    done = call(
+        "bench", bundle, *quick, "--runtime", "onnxruntime", "--device", "host", "--device", "ssh:nobody@127.0.0.1:1", "-o", out
+    )
+    assert done.failed_with(4, "ssh:nobody@127.0.0.1:1")
+    (kept,) = out.iterdir()
+    assert kept.name == "00-host-onnxruntime.json"
+    assert read_model(BenchResult, kept).parity is None
+    assert call("bench", bundle, *quick, "-o", out).failed_with(2, "exists", "--overwrite")
+
+
+def test_compare_says_which_is_faster(bundle: Path, tmp_path: Path) -> None:
+    quick = ("--pairs", 4, "--iterations", 10, "--warmup", 2)
+    out = tmp_path / "compare.json"
+    done = call("compare", bundle, bundle, "--runtime", "torch", "--runtime", "onnxruntime", *quick, "-o", out)
+    assert done.code == 0
+    assert "B is" in done.out
+    assert "faster (95 %" in done.out
+    assert read_model(Comparison, out).verdict in done.out
+    assert call("compare", bundle, bundle, "-o", out).failed_with(2, "exists", "--overwrite")
+
+
+def test_saved_results_are_compared(bundle: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        quick = ("--threads", 1, "--warmup", 1, "--iterations", 5, "--no-prove")
+        assert call("bench", bundle, "--runtime", "onnxruntime", *quick, "-o", tmp_path / f"{name}.json").code == 0
+    done = call("compare", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["interleaved"] is False
+    result = read_model(BenchResult, tmp_path / "b.json")
+    write_model(tmp_path / "b.json", result.model_copy(update={"device": result.device.model_copy(update={"model": "Pixel 8"})}))
+    refused = call("compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert refused.failed_with(1, "were not measured alike: model:", "--anyway")
+    assert "two occasions" in call("compare", tmp_path / "a.json", tmp_path / "b.json", "--anyway").out
 
 
 def test_doctor_is_clean_json(tmp_path: Path) -> None:
@@ -330,6 +376,13 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
         ),
         (("bench", "BUNDLE", "--runtime", "gpu"), ["unknown runtime 'gpu'"]),
         (("bench", "BUNDLE", "--device", "phone"), ["unknown device 'phone'", "host"]),
+        (("bench", "BUNDLE", "--device", "host:x"), ["device host takes no address"]),
+        (("bench", "BUNDLE", "--device", "ssh"), ["device ssh needs an address", "ssh:"]),
+        (("bench", "BUNDLE", "--processors", "0;1"), ["--processors is numbers with commas between"]),
+        (("parity", "BUNDLE", "--device", "phone"), ["unknown device 'phone'", "adb:"]),
+        (("compare", "BUNDLE", "OUT.json"), ["a bundle and a saved result cannot be compared"]),
+        (("compare", "BUNDLE", "EMPTY"), ["is not a bundle"]),
+        (("compare", "BUNDLE", "BUNDLE", *["--runtime", "torch"] * 3), ["--runtime is given once, or twice"]),
         (("run", "OUT.yaml"), ["cannot read", "demo"]),
     ],
 )
@@ -340,7 +393,8 @@ def test_what_cannot_be_meant_is_exit_code_2(
         (tmp_path / name).mkdir()
     places = {
         "CHECKPOINT": checkpoint, "BUNDLE": bundle, "OUT": tmp_path / "out", "OUT.edgesd": tmp_path / "out.edgesd",
-        "OUT.yaml": tmp_path / "out.yaml", "EMPTY": tmp_path / "empty", "EMPTY.edgesd": tmp_path / "empty.edgesd",
+        "OUT.yaml": tmp_path / "out.yaml", "OUT.json": tmp_path / "out.json", "EMPTY": tmp_path / "empty",
+        "EMPTY.edgesd": tmp_path / "empty.edgesd",
     }  # fmt: skip
     assert call(*(places.get(argument, argument) for argument in arguments)).failed_with(2, *said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "empty.edgesd"]

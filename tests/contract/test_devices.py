@@ -1,53 +1,102 @@
-"""What every device promises, whichever there are; and that a job that dies takes nothing with it."""
+"""What every device promises, whichever there are: the same job, the same result, and nothing left behind."""
 
-import hashlib
 import platform
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 import pytest
 
-from edge_sd.bundle import Bundle
-from edge_sd.bundle.manifest import MANIFEST
-from edge_sd.devices import BenchResult, Device, Job, devices, find_device
-from edge_sd.errors import DeviceError, EdgeSDError, ExitCode, UsageError
+from adbd import Phone
+from adbd.server import private_server
+from damage import reseal
+from edge_sd.bundle import Bundle, open_bundle
+from edge_sd.devices import BenchResult, Job, bench, devices, find_device
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.runnable import Availability
-from edge_sd.runtimes import runtimes
-
-# More than a job of these tests needs: a device that counts its parent's memory shows it.
-BALLAST = 1024 * 2**20
+from edge_sd.runtimes.floor import Floor, Precision, noise_floor
+from loopback_sshd import loopback_sshd
 
 
-@pytest.fixture(scope="module", params=list(devices()))
-def device(request: pytest.FixtureRequest) -> Device:
-    """Each device: one that cannot be reached fails, it is not passed over."""
-    found = devices()[request.param]
-    assert found.available().ok, found.available()
+class Subject(NamedTuple):
+    """A device, a runtime that it has, and whether its processor is imitated."""
+
+    device: str
+    runtime: str
+    emulated: bool = False
+
+
+# Apple's hardware is not to be had on Linux; every other device is here, none is passed over.
+SUBJECTS = [
+    Subject("host", "onnxruntime"),
+    Subject("host", "executorch-runner"),
+    Subject("host", "executorch-runner-aarch64", emulated=True),
+    Subject("ssh", "executorch-runner"),
+    Subject("ssh", "onnxruntime"),
+    Subject("adb", "executorch-runner"),
+    Subject("emulator", "executorch-runner", emulated=True),
+    Subject("emulator", "onnxruntime", emulated=True),
+    Subject("browser", "onnxruntime-web"),
+]
+# Where a second job takes no minute.
+REAL = [subject for subject in SUBJECTS if not subject.emulated]
+# Little enough for a browser and for an imitated processor.
+QUICK = Job(runtime="", least_warmup=2, most_warmup=4, iterations=5, images=1, most_seconds=20.0)
+
+
+@pytest.fixture(scope="module", params=SUBJECTS, ids=lambda subject: f"{subject.device}-{subject.runtime}")
+def subject(request: pytest.FixtureRequest) -> Subject:
+    found: Subject = request.param
     return found
 
 
-def job_for(bundle: Path, runtime: str = "onnxruntime") -> Job:
-    return Job(bundle=str(bundle), runtime=runtime, threads=1, warmup=3, iterations=7)
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Each device, there to be connected to, as `--device` names it."""
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        python = {"SetEnv": f"EDGE_SD_PYTHON={sys.executable}"}  # one that has ONNX Runtime
+        server = stack.enter_context(loopback_sshd(tmp_path_factory.mktemp("sshd"), **python))
+        patch.setenv("EDGE_SD_SSH_CONFIG", str(server.config))
+        stack.enter_context(private_server(tmp_path_factory.mktemp("adb")))
+        phone = stack.enter_context(Phone())
+        patch.setenv("XDG_CACHE_HOME", str(request.getfixturevalue("board_cache")))
+        yield {
+            "host": "host",
+            "ssh": "ssh:board",
+            "adb": f"adb:{phone.serial}",
+            "emulator": "emulator",
+            "browser": "browser:wasm",
+        }
+        assert phone.left() == []
 
 
-# The one runtime that exists on another system alone; see test_runtimes.py.
-HERE = [name for name in runtimes() if name != "coreml" or platform.system() == "Darwin"]
-
-
-@pytest.fixture(scope="module", params=HERE)
-def result(request: pytest.FixtureRequest, device: Device, bundle: Bundle) -> BenchResult:
-    """One job in each runtime, done while this process holds a lot of memory."""
-    ballast = np.ones(BALLAST // 8)
-    done = device.bench(job_for(bundle.path, request.param))
-    assert ballast[-1] == 1
+@pytest.fixture(scope="module")
+def result(subject: Subject, places: dict[str, str], bundle: Bundle, floors: dict[Precision, Floor]) -> BenchResult:
+    """One job on each device; when it is done, no process of it is left here."""
+    before = set(psutil.Process().children(recursive=True))
+    done = bench(places[subject.device], bundle, QUICK.model_copy(update={"runtime": subject.runtime}), floors=floors)
+    assert not {process for process in psutil.Process().children(recursive=True) if process.name() != "adb"} - before
     return done
+
+
+@pytest.fixture(scope="module")
+def floors(bundle: Bundle) -> dict[Precision, Floor]:
+    return {"fp32": noise_floor(bundle, "fp32")}
+
+
+def test_every_device_is_under_this_contract() -> None:
+    elsewhere = set() if platform.system() == "Darwin" else {"apple"}
+    assert {subject.device for subject in SUBJECTS} | elsewhere == set(devices())
 
 
 @pytest.mark.parametrize("name", list(devices()))
 def test_it_says_what_it_is_and_whether_it_can_be_reached(name: str) -> None:
-    found = find_device(name)
+    found = devices()[name]
     assert (found.name, bool(found.about)) == (name, True)
     available = found.available()
     assert isinstance(available, Availability)
@@ -55,88 +104,68 @@ def test_it_says_what_it_is_and_whether_it_can_be_reached(name: str) -> None:
     assert available.ok or available.remedy
 
 
-def test_its_figures_are_sane(device: Device) -> None:
-    info = device.info()
-    assert info.device == device.name
+def test_its_fingerprint_is_sane(result: BenchResult, subject: Subject) -> None:
+    info = result.device
+    assert info.device == subject.device
     assert info.machine
     assert info.processor
+    assert info.model
     assert info.system
     assert info.cores >= 1
-    assert info.memory_bytes > 2**28
+    assert info.memory_bytes > 2**28 or subject.device == "browser"
+    assert result.times == ("emulated" if subject.emulated else "real")
 
 
-def test_the_host_is_this_machine() -> None:
-    info = find_device("host").info()
-    assert (info.cores, info.memory_bytes) == (psutil.cpu_count(), psutil.virtual_memory().total)
+def test_it_proves_what_the_reference_drew(result: BenchResult, subject: Subject) -> None:
+    assert result.parity is not None
+    assert result.parity.passed, result.parity.verdict
+    assert result.parity.worst_step.forced.value_db > 80
+    assert result.parity.final.psnr_db > 80
+    assert result.parity.temporal is not None
+    assert result.parity.decoder is not None
+    assert result.parity.runtime_version
+    assert result.parity.emulated == subject.emulated
 
 
-def test_it_makes_the_calls_that_were_asked_for(result: BenchResult, bundle: Bundle, device: Device) -> None:
-    assert result.job == job_for(bundle.path, result.job.runtime)
-    assert result.device == device.info()
-    assert (len(result.samples_ms), 1 + len(result.warmup_ms)) == (7, 3)
-    assert min(result.load_ms, result.first_ms, *result.warmup_ms, *result.samples_ms) > 0
+def test_it_makes_the_calls_that_were_asked_for(result: BenchResult, bundle: Bundle) -> None:
+    measured = result.measurement
+    assert measured is not None
+    assert len(measured.samples_ms) == 5
+    assert 2 <= len(measured.warmup_ms) <= 4
+    assert (len(measured.image_ms), len(measured.decoder_ms)) == (1, 1)
+    assert measured.runtime_version
+    assert measured.load_ms > 0
+    assert np.median(measured.image_ms) > 0
     assert result.steps == len(bundle.plan)
+    assert result.bundle_digest == bundle.manifest.digest
 
 
-def test_its_percentiles_are_those_of_the_raw_samples(result: BenchResult) -> None:
-    latency = result.latency
-    np.testing.assert_allclose(
-        (latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.mean_ms),
-        (*np.percentile(result.samples_ms, (50, 90, 99)), np.mean(result.samples_ms)),
-        rtol=1e-12,
-    )
+def test_its_memory_is_the_jobs_own(result: BenchResult, subject: Subject) -> None:
+    measured = result.measurement
+    assert measured is not None
+    if subject.device != "browser":
+        assert measured.base_memory_bytes is not None
+        assert measured.peak_memory_bytes is not None
+        assert 2**20 < measured.base_memory_bytes <= measured.peak_memory_bytes < 2**30
 
 
-def test_its_memory_is_the_jobs_own(result: BenchResult) -> None:
-    assert result.base_memory_bytes > 2**20
-    if result.peak_memory_bytes is not None:
-        assert result.base_memory_bytes <= result.peak_memory_bytes < result.base_memory_bytes + BALLAST
-
-
-def test_the_forecast_stands_beside_what_was_used(result: BenchResult, bundle: Bundle) -> None:
-    """The reference was not exported: nothing was foretold of it."""
-    memory = bundle.program(runtimes()[result.job.runtime].target).memory
-    assert (memory is None) == (result.job.runtime == "torch")
-    assert result.forecast_memory_bytes == (None if memory is None else memory.weights_bytes + memory.activations_bytes)
-
-
-def test_its_result_says_of_what_it_is_and_comes_back_from_json(result: BenchResult, bundle: Bundle) -> None:
-    assert result.bundle_digest == hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
-    assert result.runtime_version == runtimes()[result.job.runtime].available().detail
-    assert {"python", "edge-sd", "numpy"} <= result.versions.keys()
+def test_its_result_comes_back_from_json(result: BenchResult) -> None:
     assert BenchResult.model_validate_json(result.model_dump_json()) == result
 
 
-def test_a_bundle_that_has_gone_is_named(device: Device, bundle: Bundle, tmp_path: Path) -> None:
-    gone = Path(shutil.copytree(bundle.path, tmp_path / "gone.edgesd"))
-    job = job_for(gone)
-    shutil.rmtree(gone)
-    with pytest.raises(EdgeSDError, match=r"gone\.edgesd is not a bundle"):
-        device.bench(job)
-
-
-def test_a_job_that_dies_is_an_error_of_the_device(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third party's runtime, found by its entry point in the job's process, that kills it as the system would."""
-    (tmp_path / "crashing.py").write_text(
-        "import os, signal\n"
-        "from edge_sd.runtimes import Runtime\n"
-        "from edge_sd.runnable import Availability\n\n"
-        "class Crashing(Runtime):\n"
-        "    name, about, target = 'crashing', 'dies', 'torch'\n\n"
-        "    def available(self):\n"
-        "        return Availability(True, 'always')\n\n"
-        "    def load(self, bundle, threads=None, program='denoiser'):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    metadata = tmp_path / "crashing-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: crashing\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[edge_sd.runtimes]\ncrashing = crashing:Crashing\n")
-    monkeypatch.syspath_prepend(tmp_path)  # a spawned process gets its parent's path
-    with pytest.raises(DeviceError, match=r"the process that ran .*tiny\.edgesd in crashing died") as caught:
-        find_device("host").bench(job_for(bundle.path, "crashing"))
-    assert caught.value.code == ExitCode.DEVICE == 4
+@pytest.mark.parametrize("subject", REAL, indirect=True)
+def test_a_program_that_does_not_load_is_an_error_in_words(
+    subject: Subject, places: dict[str, str], bundle: Bundle, tmp_path: Path
+) -> None:
+    """The manifest's hashes are right and the program is not one: what the runtime says comes back."""
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "broken.edgesd"))
+    target = "executorch" if "executorch" in subject.runtime else "onnx"
+    (copy / bundle.program(target).file).write_bytes(b"no program at all" * 100)
+    reseal(copy)
+    with pytest.raises(EdgeSDError) as caught:
+        bench(places[subject.device], open_bundle(copy), QUICK.model_copy(update={"runtime": subject.runtime}))
     assert caught.value.hint
+    assert int(caught.value.code) in (1, 4)
 
 
 def test_an_unknown_device_is_named_with_the_known_ones() -> None:

@@ -80,7 +80,9 @@ def test_on_this_machine_a_bundle_is_as_fast_as_itself_and_torch_is_slower(bundl
 
 
 def test_real_times_and_imitated_ones_are_never_compared(bundle: Bundle) -> None:
-    emulated = QUICK.model_copy(update={"runtime": "executorch-runner-aarch64", "iterations": 3, "least_warmup": 1, "most_warmup": 1})
+    emulated = QUICK.model_copy(
+        update={"runtime": "executorch-runner-aarch64", "iterations": 3, "least_warmup": 1, "most_warmup": 1}
+    )
     with pytest.raises(EdgeSDError, match="are never compared"):
         compare("host", (bundle, QUICK), (bundle, emulated), pairs=1)
 

@@ -87,7 +87,8 @@ def moments(times: list[float], celsius: list[float], mhz: list[float]) -> tuple
 def test_throttling_is_put_into_words() -> None:
     curve = moments([10, 10, 10.5, 13, 14, 15, 15, 15], [40, 50, 60, 70, 70, 71, 71, 72], [2400] * 3 + [1800] * 5)
     assert sustained_words(curve) == (
-        "10.00 ms at first, 15.00 ms after 4.0 minutes (+50%); cpu 40 → 72 °C; fastest clock 2400 → 1800 MHz; throttled from 120 s on"
+        "10.00 ms at first, 15.00 ms after 4.0 minutes (+50%); cpu 40 → 72 °C; fastest clock 2400 → 1800 MHz; "
+        "throttled from 120 s on"
     )
 
 

@@ -100,7 +100,9 @@ def test_nonsense_is_refused_in_words(text: str) -> None:
         read_probe(text, device="ssh", address="somewhere")
 
 
-@given(st.lists(st.tuples(st.sampled_from(["khz", "governor", "zone", "supply", "soc", "parts", "product"]), st.text()), max_size=8))
+@given(
+    st.lists(st.tuples(st.sampled_from(["khz", "governor", "zone", "supply", "soc", "parts", "product"]), st.text()), max_size=8)
+)
 def test_odd_values_of_what_may_be_odd_do_no_harm(pairs: list[tuple[str, str]]) -> None:
     lines = [f"{name}={value}" for name, value in pairs]
     info = read_probe("\n".join(["machine=m", "kernel=k", "memory=5", "cores=2", *lines]), device="ssh")

@@ -4,6 +4,10 @@ The cable, the disk, the link, the heat and the system's own hand are the phone'
 job are the real ones.
 """
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +22,7 @@ from edge_sd.bundle import Bundle
 from edge_sd.devices import Job
 from edge_sd.devices._job import Outcome
 from edge_sd.devices._remote import RemoteConnection
-from edge_sd.devices.adb import AdbTransport
+from edge_sd.devices.adb import AdbTransport, list_serials
 from edge_sd.errors import DeviceError, EdgeSDError, ExitCode
 
 KB, MB = 1000, 1_000_000
@@ -202,13 +206,48 @@ def test_killed_for_its_memory(bundle: Bundle, command: str) -> None:
 
 def test_it_throttles(bundle: Bundle) -> None:
     """No error: the curve shows it, in degrees, in megahertz and in milliseconds."""
-    with phone_that(Throttle(" measure ", celsius_per_second=8.0, limit=60.0)) as phone:
-        outcome = work(phone, bundle, job(prove=False, iterations=2, images=0, minutes=0.2))
+    with phone_that(Throttle(" measure ", celsius_per_second=4.0, limit=60.0)) as phone:
+        outcome = work(phone, bundle, job(prove=False, iterations=2, images=0, minutes=0.2, patience=30.0))
         assert outcome.measurement is not None
         curve = outcome.measurement.sustained
         assert curve[-1].celsius["cpu-0-0-usr"] > curve[0].celsius["cpu-0-0-usr"] + 20
         assert curve[0].mhz[0] == 2400
         assert curve[-1].mhz[0] == 800
+        assert curve[-1].calls < curve[0].calls
+
+
+# This machine's hand
+
+_ALL_OF_IT = """
+import sys
+from pathlib import Path
+from edge_sd.bundle import open_bundle
+from edge_sd.devices import Job, find_device
+
+device, serial = find_device("adb:" + sys.argv[1])
+with device.open(serial) as connection:
+    connection.push(open_bundle(Path(sys.argv[2])), Job.model_validate_json(sys.argv[3]))
+    connection.run()
+"""
+
+
+@pytest.mark.parametrize(("steps", "sign"), [((Slow(200 * KB),), "*/*.so"), ((), "*/result.json")], ids=["push", "run"])
+def test_interrupted_here(bundle: Bundle, tmp_path: Path, steps: tuple[Step, ...], sign: str) -> None:
+    """Ctrl-C, in the push and in the run: the process ends, when it has cleaned up behind itself."""
+    with phone_that(*steps) as phone:
+        arguments = [phone.serial, str(bundle.path), job(prove=False, minutes=5.0, patience=60.0).model_dump_json()]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        with subprocess.Popen([sys.executable, "-c", _ALL_OF_IT, *arguments], env=environment, stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 60
+            while not list(phone.files.glob(sign)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert list(phone.files.glob(sign)), phone.left()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT, said
+        assert b"KeyboardInterrupt" in said
+        assert phone.left() == []
+        assert phone.serial not in [listed.serial for listed in list_serials()]
 
 
 # The door

@@ -1,6 +1,7 @@
 """A job's folder: what travels, what is started there, and that both kinds of worker do the whole job with nothing else."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -30,10 +31,14 @@ def job(runtime: str, **changes: object) -> Job:
 
 
 def start(command: Command, folder: Path) -> "subprocess.Popen[bytes]":
-    """As a device's shell starts it: nothing of this checkout is on its path."""
-    script = command.script.replace("python3 ", f"{sys.executable} -P " if sys.version_info >= (3, 11) else f"{sys.executable} ", 1)
+    """As a device's shell starts it."""
     return subprocess.Popen(
-        ["/bin/sh", "-c", f"exec {script}"], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ["/bin/sh", "-c", f"exec {command.script}"],
+        env={**os.environ, "EDGE_SD_PYTHON": sys.executable},
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
