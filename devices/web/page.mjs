@@ -80,6 +80,8 @@ function start(setup, job, backend) {
   finish();
   $("run").disabled = true;
   $("stop").hidden = false;
+  $("doing").textContent = "Starting …";
+  $("progress").value = 0;
   for (const id of ["verdict", "pictures", "latency", "trajectory", "saves"]) $(id).hidden = true;
   for (const id of ["samples", "steps", "figures", "chart", "runtime", "settled"]) $(id).replaceChildren();
   const view = new View(setup);
