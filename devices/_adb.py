@@ -20,7 +20,7 @@ _HINTS = (
     ("cannot connect to daemon|failed to start|server version|failed to check server", "adb kill-server, then adb devices"),
     ("failed to connect|refused|timed out|no route|unreachable|resolve|unknown host",
      "is it in the same network, and wireless debugging on? the port changes each time it is switched on"),
-    ("no such file|does not exist", "the job did not write it: run it again"),
+    ("no such file|does not exist", "it is not there, or not any more: give the same command again"),
     ("", "is it plugged in, awake, and USB debugging on? adb devices lists what is there"),
 )  # fmt: skip
 # Of its own server: that it starts it, or another version of it.

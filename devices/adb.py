@@ -75,7 +75,7 @@ class AdbTransport(Transport):
     def __init__(self, serial: str, *, patience: float = PATIENCE) -> None:
         if not serial or serial.startswith("-") or len(serial) > _MOST_CHARACTERS or not serial.isprintable():
             raise UsageError(f"no device can have the serial {serial[:_MOST_CHARACTERS]!r}", "adb devices lists serials")
-        self.address, self._patience = serial, patience
+        self.address, self.patience = serial, patience
         self._network = _NETWORK.fullmatch(serial) is not None
         self._connected = False  # by us: then it is we who let go of it
         try:
@@ -103,7 +103,7 @@ class AdbTransport(Transport):
         for index, file in enumerate(files):
             name = file.relative_to(local).as_posix()
             observe(sum(sizes[:index]), sum(sizes), name)
-            patience = self._patience + sizes[index] // _SLOWEST
+            patience = self.patience + sizes[index] // _SLOWEST
             done = self._adb("push", str(file.absolute()), f"{remote}/{name}", patience=patience)
             if done.status:
                 raise self._refusal(f"did not take {name}", own_words(done))
@@ -113,7 +113,7 @@ class AdbTransport(Transport):
         part = local.absolute().with_name(f".{local.name}.part")
         with explained(local):
             try:
-                done = self._adb("pull", remote, str(part), patience=self._patience)
+                done = self._adb("pull", remote, str(part), patience=self.patience)
                 if done.status:
                     raise self._refusal(f"did not give {remote.rpartition('/')[2]}", own_words(done))
                 part.replace(local)

@@ -291,6 +291,17 @@ def test_a_whole_job(bundle: Bundle, phone: Phone, adb: AdbTransport) -> None:
     assert seen[-1] == (12, 12)
 
 
+def test_a_whole_job_on_an_android_before_7(bundle: Bundle) -> None:
+    with Phone(features=OLD) as old, RemoteConnection(AdbTransport(old.serial)) as connection:
+        connection.push(bundle, Job(runtime="executorch-runner", least_warmup=2, most_warmup=6, iterations=12, images=1))
+        connection.run()
+        outcome = connection.pull()
+        connection.close()
+        assert outcome.measurement is not None
+        assert outcome.evidence is not None
+        assert old.left() == []
+
+
 def test_without_adb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InstallationError, match="adb is not installed"):
@@ -361,3 +372,22 @@ def test_no_text_upsets_it(text: str) -> None:
     for listed in parse_devices(text):
         assert listed.serial.strip() == listed.serial != ""
         assert listed.serial in str(listed)
+
+
+def test_lists_as_adb_prints_them() -> None:
+    text = """List of devices attached
+R58M123ABC             device usb:1-2 product:beyond1 model:SM_G973F device:beyond1 transport_id:4
+0123456789ABCDEF       unauthorized usb:3-1.4 transport_id:5
+adb-R5CT-xyz (2)._adb-tls-connect._tcp device product:p model:M device:d transport_id:6
+????????????           no permissions (user in plugdev group; are your udev rules wrong?); see [http://a.b/c] usb:1-1 transport_id:7
+192.168.1.20:5555      offline transport_id:8
+
+"""
+    assert [str(listed) for listed in parse_devices(text)] == [
+        "R58M123ABC (SM G973F)",
+        "0123456789ABCDEF (unauthorized)",
+        "adb-R5CT-xyz (2)._adb-tls-connect._tcp (M)",
+        "???????????? (no permissions)",
+        "192.168.1.20:5555 (offline)",
+    ]
+    assert parse_devices(text)[0].properties["transport_id"] == "4"

@@ -102,13 +102,13 @@ class Sync:
                 refused, data = f"write failed: {error.strerror}", b""
                 file.close()
                 file = None
-                target.unlink()
+                target.unlink(missing_ok=True)
         if file is not None:
-            file.close()
             owner = int(mode) >> 6 & 7  # adbd gives the group and all others what the owner has
-            target.chmod(owner << 6 | owner << 3 | owner)
-            os.chown(target, SHELL_USER, SHELL_USER)
-            os.utime(target, (length, length))
+            os.fchmod(file.fileno(), owner << 6 | owner << 3 | owner)  # by its handle: somebody may have removed it meanwhile
+            os.fchown(file.fileno(), SHELL_USER, SHELL_USER)
+            os.utime(file.fileno(), (length, length))
+            file.close()
         await (self._fail(refused) if refused else self._stream.write(_REQUEST.pack(b"OKAY", 0)))
 
     async def _give(self, path: str) -> None:
