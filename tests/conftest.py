@@ -20,6 +20,7 @@ from edge_sd.data import DataConfig, ImageData, open_data
 from edge_sd.diffusion import SCHEDULES
 from edge_sd.models import ModelConfig
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.runtimes._native import cache
 
 torch.set_num_threads(1)  # sums of one order: weights can be compared to the bit
 
@@ -83,6 +84,10 @@ def board_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = [sys.executable, "-c", program, "emulator", "create"]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=tmp_path_factory.mktemp("elsewhere"))
     assert done.returncode == 0, done.stderr
+    assert "onnxruntime" in done.stderr
+    native = cache()  # the C++ runner need not be built again for it
+    native.mkdir(parents=True, exist_ok=True)
+    (path / "edge-sd" / "native").symlink_to(native)
     return path
 
 

@@ -40,12 +40,19 @@ WRAPPED_BY = {
     "onnxscript": {"edge_sd.export.onnx"},
     "onnxruntime": {
         "edge_sd.runtimes.onnxruntime",
+        "edge_sd.devices._agent",  # on boards, where nothing else of ours is
         "edge_sd.export.onnx",
         "edge_sd.quantize.nncf",
         "edge_sd.runtimes.values.onnx",
     },  # export and quantize ask it what ran where, and whether it runs
     "executorch": {"edge_sd.export.executorch", "edge_sd.runtimes.executorch", "edge_sd.runtimes.values.executorch"},
-    "coremltools": {"edge_sd.devices.apple", "edge_sd.export.coreml", "edge_sd.export._mil", "edge_sd.runtimes.coreml", "edge_sd.runtimes.mil.program"},
+    "coremltools": {
+        "edge_sd.devices.apple",
+        "edge_sd.export.coreml",
+        "edge_sd.export._mil",
+        "edge_sd.runtimes.coreml",
+        "edge_sd.runtimes.mil.program",
+    },
     "diffusers": {"edge_sd.decoder"},
     "torchmetrics": set(),
     "nncf": {"edge_sd.quantize.nncf"},

@@ -7,7 +7,8 @@ import typer
 from edge_sd.cli import _options as option
 
 emulator = typer.Typer(
-    help="Make, start and stop an emulated arm64 board, the device `emulator`. Linux with Debian's packages.",
+    help="Make, start and stop an emulated arm64 board, the device `emulator`. Linux with Debian's packages.\n\n"
+    "Example: edge-sd emulator create && edge-sd emulator start",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -29,15 +29,10 @@ from verbs import call
 PROGRAM = "import sys; from edge_sd.cli.main import main; sys.argv[0] = 'edge-sd'; main()"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's cache with a board, made once, in a folder of a name that configurations might stumble over."""
-    path = tmp_path_factory.mktemp("cache") / "it's, 100 %"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(path)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, "emulator", "create"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "onnxruntime" in done.stderr
-    return path
+@pytest.fixture
+def cache(board_cache: Path) -> Path:
+    """A user's cache with a board."""
+    return board_cache
 
 
 @pytest.fixture

@@ -128,7 +128,9 @@ def test_emulated_arm_follows_a_stochastic_plan_from_the_same_noise(bundle: Bund
 
 
 @RUNNERS
-def test_several_programs_of_one_file_are_called_each_for_its_steps(runner: NativeRunner, grouped: Bundle, tmp_path: Path) -> None:
+def test_several_programs_of_one_file_are_called_each_for_its_steps(
+    runner: NativeRunner, grouped: Bundle, tmp_path: Path
+) -> None:
     assert set(grouped.plan.program) == {0, 1}
     names = grouped.plan.header.programs
     session = isolated(runner, grouped, 1, names)
