@@ -113,7 +113,8 @@ def test_a_person_runs_it(width: int, dark: bool, drive: Drive, bundle: Bundle, 
         assert len(browser.find_elements(By.CSS_SELECTOR, "#chart .call")) == 20
         assert page_report(site.posts.get(timeout=20)).startswith("onnxruntime-web ")
         # Nothing is cut at the side, nothing overlaps.
-        assert browser.execute_script("return document.documentElement.scrollWidth") == width  # type: ignore[no-untyped-call]
+        too_wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth"
+        assert not browser.execute_script(too_wide)  # type: ignore[no-untyped-call]
         places = [element.rect for element in browser.find_elements(By.CSS_SELECTOR, "main > *") if element.is_displayed()]
         assert len(places) == 6
         assert all(above["y"] + above["height"] <= below["y"] for above, below in pairwise(places))
