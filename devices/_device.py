@@ -84,6 +84,13 @@ class Device(ABC):
     address: str = ""
     shares_host: bool = False
 
+    @property
+    def usage(self) -> str:
+        """What `--device` takes: NAME, NAME:ADDRESS or NAME[:ADDRESS]."""
+        if self.address.startswith("["):
+            return f"{self.name}[:{self.address[1:]}"
+        return f"{self.name}:{self.address}" if self.address else self.name
+
     @abstractmethod
     def available(self) -> Availability:
         """Whether this machine has what it takes to reach such a device (not whether one is there)."""
@@ -119,19 +126,14 @@ def find_device(place: str) -> tuple[Device, str]:
     name, _, address = place.partition(":")
     known = devices()
     if name not in known:
-        raise UsageError(f"unknown device {name!r}", f"one of {', '.join(map(_usage, known.values()))}")
+        raise UsageError(f"unknown device {name!r}", f"one of {', '.join(each.usage for each in known.values())}")
     device = known[name]
     if address and not device.address:
         raise UsageError(f"device {name} takes no address, unlike {place!r}", f"--device {name}")
     if not address and device.address and not device.address.startswith("["):
-        raise UsageError(f"device {name} needs an address", f"--device {_usage(device)}")
+        raise UsageError(f"device {name} needs an address", f"--device {device.usage}")
     available = device.available()
     if not available.ok:
         raise InstallationError(f"device {name}: {available.detail}", available.remedy)
     return device, address
 
-
-def _usage(device: Device) -> str:
-    if device.address.startswith("["):
-        return f"{device.name}[:{device.address[1:]}"
-    return f"{device.name}:{device.address}" if device.address else device.name

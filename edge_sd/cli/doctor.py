@@ -31,7 +31,7 @@ def doctor(as_json: option.AsJson = False) -> None:
     """
     from edge_sd.cli._console import print_table
 
-    findings = [*_machine(), *_packages(), *_runtimes()]
+    findings = [*_machine(), *_packages(), *_runtimes(), *_devices()]
     if as_json:
         import json
 
@@ -109,4 +109,14 @@ def _runtimes() -> list[Finding]:
     for name, runtime in runtimes().items():
         available = runtime.available()
         findings.append(Finding(f"runtime {name}", "ok" if available.ok else "missing", available.detail, available.remedy))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    from edge_sd.devices import devices
+
+    findings = []
+    for name, device in devices().items():
+        available = device.available()
+        findings.append(Finding(f"device {name}", "ok" if available.ok else "missing", available.detail, available.remedy))
     return findings

@@ -92,7 +92,8 @@ def _runtimes() -> list[dict[str, Any]]:
 def _devices() -> list[dict[str, Any]]:
     from edge_sd.devices import devices
 
-    return _extensions("device", devices())
+    found = devices()
+    return [{**row, "--device": found[row["device"]].usage} for row in _extensions("device", found)]
 
 
 def _models() -> list[dict[str, Any]]:
