@@ -379,7 +379,7 @@ def test_lists_as_adb_prints_them() -> None:
 R58M123ABC             device usb:1-2 product:beyond1 model:SM_G973F device:beyond1 transport_id:4
 0123456789ABCDEF       unauthorized usb:3-1.4 transport_id:5
 adb-R5CT-xyz (2)._adb-tls-connect._tcp device product:p model:M device:d transport_id:6
-????????????           no permissions (user in plugdev group; are your udev rules wrong?); see [http://a.b/c] usb:1-1 transport_id:7
+????????????           no permissions (user in group; are your udev rules wrong?); see [http://a.b/c] usb:1-1 transport_id:7
 192.168.1.20:5555      offline transport_id:8
 
 """

@@ -9,7 +9,7 @@ import struct
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from adbd.system import ENVIRONMENT, SHELL_USER
 from adbd.wire import HangUpError, Stream
@@ -28,7 +28,8 @@ class Running:
     """
 
     def __init__(self, root: Path, command: str, *, separate: bool) -> None:
-        self._separate, self.keep = separate, None
+        self._separate = separate
+        self.keep: int | None = None
         self.process = subprocess.Popen(
             [_CHROOT, f"--userspec={SHELL_USER}:{SHELL_USER}", "--groups=", root, "/system/bin/sh", "-c", command],
             stdin=subprocess.PIPE,
@@ -41,12 +42,12 @@ class Running:
 
     async def serve(self, stream: Stream) -> None:
         """Carry its bytes until it has ended, or the host is gone."""
-        gone = asyncio.ensure_future(stream.closed.wait())
+        gone: asyncio.Future[Any] = asyncio.ensure_future(stream.closed.wait())
         pumps = [asyncio.ensure_future(self._pump(stream, self.process.stdout, _STDOUT))]
         if self._separate:
             pumps.append(asyncio.ensure_future(self._pump(stream, self.process.stderr, _STDERR)))
-        tasks = [gone, *pumps, asyncio.ensure_future(self._feed(stream))]
-        output = asyncio.gather(*pumps)
+        tasks: list[asyncio.Future[Any]] = [gone, *pumps, asyncio.ensure_future(self._feed(stream))]
+        output: asyncio.Future[Any] = asyncio.gather(*pumps)
         try:
             await asyncio.wait([output, gone], return_when=asyncio.FIRST_COMPLETED)
             if not output.done():

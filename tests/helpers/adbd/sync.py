@@ -100,7 +100,8 @@ class Sync:
                     data = data[file.write(data) :]
             except OSError as error:
                 refused, data = f"write failed: {error.strerror}", b""
-                file.close()
+                if file is not None:
+                    file.close()
                 file = None
                 target.unlink(missing_ok=True)
         if file is not None:
