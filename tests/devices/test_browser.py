@@ -13,15 +13,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge_sd.bundle import Bundle
+from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.bundle.manifest import MANIFEST
+from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.devices import Job, Outcome, find_device
 from edge_sd.devices import _web as web
 from edge_sd.devices._chromium import VARIABLE, find
 from edge_sd.devices.browser import RUNTIME, Browser, BrowserConnection
 from edge_sd.devices.host import describe_host
+from edge_sd.diffusion import SCHEDULES
 from edge_sd.errors import DeviceError, EdgeSDError, InstallationError, UsageError
 from edge_sd.evaluation.metrics import snr_db
+from edge_sd.export import ExportRequest, export_bundle
+from edge_sd.models.unet import SpectralUNet
+from edge_sd.runtimes import find_runtime
+from edge_sd.runtimes.evidence import gather
+from verbs import succeeded
 
 QUICK = Job(runtime=RUNTIME, least_warmup=2, most_warmup=10, iterations=5, images=1, most_seconds=20)
 ENDLESS = QUICK.model_copy(update={"prove": False, "minutes": 60.0, "patience": 20.0})
@@ -29,7 +36,7 @@ LEAST_DB = 60.0
 
 
 @pytest.fixture(autouse=True)
-def _folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Temporary files of this test alone; at its end there is no browser, and no profile."""
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
@@ -134,6 +141,41 @@ def test_webgpu_imitated_proves(bundle: Bundle) -> None:
     check_evidence(outcome, bundle)
     assert info.processor in outcome.runtime_version
     assert info.emulated == ("swiftshader" in info.processor.lower())
+
+
+def test_classes_without_a_decoder(wasm: BrowserConnection, make_model: Callable[..., SpectralUNet], tmp_path: Path) -> None:
+    """The rows of time features depend on the class then, and come from the program temporal."""
+    model = make_model(image_size=8, num_classes=3)
+    checkpoint = Checkpoint.of(model, SCHEDULES["ldm"], "epsilon", Provenance(made_by="train"))
+    path = tmp_path / "classes.edgesd"
+    bundle = export_bundle(checkpoint, path, ExportRequest(("onnx",), solver="unipc", steps=3, goldens=3, seed=2**63 - 1))
+    assert bundle.manifest.labelled
+    outcome, _ = outcome_of(wasm, bundle, QUICK)
+    assert outcome.evidence is not None
+    for golden, found in zip(bundle.golden.trajectories, outcome.evidence, strict=True):
+        assert found.features is not None
+        assert snr_db(golden.predictions, found.forced) > LEAST_DB
+        assert snr_db(golden.final, found.last) > LEAST_DB
+        assert snr_db(golden.features, found.features) > LEAST_DB
+        assert found.image is None
+    assert outcome.measurement is not None
+    assert outcome.measurement.decoder_ms == ()
+
+
+def test_several_denoisers_share_their_weights(wasm: BrowserConnection, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """8 bits in two groups of steps: one program each, their weights in a file beside; as good as on the host."""
+    tiny_checkpoint.save(tmp_path / "tiny.safetensors")
+    settings = ("--bits", 8, "--groups", 2, "--steps", 4, "--trajectories", 2, "--iterations", 0, "--ranges", "minmax")
+    succeeded("quantize", tmp_path / "tiny.safetensors", *settings, "--target", "onnx", "-o", tmp_path / "groups")
+    bundle = open_bundle(tmp_path / "groups" / "groups.edgesd")
+    assert bundle.plan.header.programs == ("denoiser", "denoiser.1")
+    assert "weights.bin" in bundle.manifest.files
+    outcome, _ = outcome_of(wasm, bundle, QUICK)
+    assert outcome.evidence is not None
+    host = gather(bundle, find_runtime("onnxruntime"), 1)
+    for golden, found, other in zip(bundle.golden.trajectories, outcome.evidence, host, strict=True):
+        ours, theirs = snr_db(golden.predictions, found.forced), snr_db(golden.predictions, other.forced)
+        assert ours > theirs - 3, (ours, theirs)
 
 
 # Bundles that are not what they should be
