@@ -7,6 +7,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from decoders import same_size_decoder
 from edge_sd.bundle import Bundle, Golden, GoldenHeader, trace
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.decoder import Decoder
+from edge_sd.devices import Measurement
+from edge_sd.devices._measuring import ceiling
 from edge_sd.diffusion import SCHEDULES, Plan, compile_plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.evaluation import snr_db
 from edge_sd.export import ExportRequest, export_bundle
+from edge_sd.files import parse_model
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize._quantize import calibrate, quantize
 from edge_sd.quantize.calibration import CalibrationRequest
@@ -431,3 +435,93 @@ def test_a_crash_inside_of_a_program_is_an_error_that_names_it(bundle: Bundle) -
     golden = bundle.golden.trajectories[0]
     with pytest.raises(EdgeSDError, match=r"programs\.pte ended with exit code 1; .*SIGSEGV while between calls"):
         session(golden.samples[:1], golden.features[:1])
+
+
+# What it does by itself, for devices without Python
+
+
+def test_it_proves_the_rows_of_time_features_of_each_class(make_model: MakeModel, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.of(make_model(image_size=8, num_classes=3), SCHEDULES["cosine"], "v", Provenance(made_by="train"))
+    bundle = export_bundle(checkpoint, tmp_path / "classes.edgesd", ExportRequest(("executorch",), steps=3, seed=2, goldens=3))
+    assert len(set(bundle.golden.header.labels)) > 1
+    ExecuTorchRunner().prove(bundle, 1, tmp_path / "evidence.safetensors")
+    _, evidence = load_evidence(tmp_path / "evidence.safetensors", bundle)
+    for golden, found in zip(bundle.golden.trajectories, evidence, strict=True):
+        assert found.features is not None
+        assert snr_db(golden.features, found.features) > 100
+    firsts = [found.features[0] for found in evidence if found.features is not None]
+    assert not np.array_equal(firsts[0], firsts[1])
+
+
+def measure(bundle: Bundle, *more: str) -> subprocess.CompletedProcess[bytes]:
+    program = bundle.path / bundle.program("executorch").file
+    return raw(
+        [
+            "measure", "--plan", bundle.path / "plan.safetensors", "--golden", bundle.path / "golden.safetensors",
+            "--program", f"{program}:denoiser", "--decoder", f"{program}:decoder", "--seed", "5", *more,
+        ]
+    )  # fmt: skip
+
+
+def test_it_measures_as_the_job_says(bundle: Bundle) -> None:
+    few = ["--least-warmup", "3", "--most-warmup", "7", "--iterations", "9", "--images", "2"]
+    done = measure(bundle, *few, "--ceiling", "0", "--minutes", "0.001", "--most-seconds", "20", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    found = parse_model(Measurement, done.stdout, "the runner")
+    assert (len(found.samples_ms), len(found.image_ms), len(found.decoder_ms)) == (9, 2, 2)
+    assert 6 <= len(found.warmup_ms) <= 7
+    assert len(found.sustained) == 1
+    assert found.sustained[0].p50_ms <= found.sustained[0].p90_ms
+    assert found.ceiling_gflops is None
+    assert min(found.image_ms) > 4 * min(found.samples_ms) * 0.5
+    assert version("executorch").partition("+")[0] in found.runtime_version
+
+
+def test_its_ceiling_is_no_less_than_a_matrix_product(bundle: Bundle) -> None:
+    done = measure(bundle, "--iterations", "3", "--images", "0", "--threads", "1")
+    found = parse_model(Measurement, done.stdout, "the runner")
+    assert found.ceiling_gflops is not None
+    assert found.ceiling_gflops > 0.5 * ceiling(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--iterations", "0"], "--iterations is a number from 1 to"),
+        (["--least-warmup", "ten"], "--least-warmup is a number from 1 to"),
+        (["--minutes", "-1"], "--minutes is a number from 0 on"),
+        (["--minutes", "1e9"], "--minutes is a number from 0 on"),
+        (["--most-seconds", "soon"], "--most-seconds is a number from 0 on"),
+        (["--images", "1", "--images", "2"], "--images is given twice"),
+        (["--speed", "1"], "unknown option --speed"),
+    ],
+)
+def test_a_job_that_cannot_be_meant_is_refused(words: list[str], said: str, bundle: Bundle) -> None:
+    done = measure(bundle, *words)
+    assert done.returncode == 2
+    assert said in done.stderr.decode()
+    assert "usage: edgesd-runner" in done.stderr.decode()
+
+
+def test_headers_and_labels_that_do_not_fit_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    program = bundle.path / bundle.program("executorch").file
+    shared = [
+        "prove", "--plan", bundle.path / "plan.safetensors", "--golden", bundle.path / "golden.safetensors",
+        "--program", f"{program}:denoiser", "--seed", "5", "--output", tmp_path / "out",
+    ]  # fmt: skip
+    for words, code, said in (
+        ([], 2, "one of --header and --header-file is needed"),
+        (["--header", "{}", "--header-file", "x"], 2, "one of --header and --header-file is needed"),
+        (["--header-file", tmp_path / "none"], 1, "cannot read"),
+        (["--header", "{}", "--label", "1"], 1, "there is not one label for each trajectory"),
+    ):
+        done = raw([*shared, *words])
+        assert (done.returncode, said in done.stderr.decode()) == (code, True), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_watched_job_ends_with_its_input(bundle: Bundle) -> None:
+    """`raw` gives it none."""
+    done = measure(bundle, "--minutes", "10", "--watch", "1")
+    assert done.returncode == 1
+    assert done.stdout == b""

@@ -113,8 +113,11 @@ def test_a_missing_tool_is_named_with_the_command_that_installs_it(
     assert found.detail == f"{', '.join(machine.packages)} missing"
     assert found.remedy == f"apt-get install -y {' '.join(machine.packages.values())}"
     with pytest.raises(InstallationError, match="missing") as caught:
-        _native.build(machine)
+        _native.command(machine)
     assert caught.value.hint == found.remedy
+    with pytest.raises(InstallationError, match="missing") as caught:  # a device of that kind needs no emulator
+        _native.build(machine)
+    assert "qemu" not in caught.value.hint
 
 
 def test_an_executorch_without_libraries_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
