@@ -136,4 +136,3 @@ def find_device(place: str) -> tuple[Device, str]:
     if not available.ok:
         raise InstallationError(f"device {name}: {available.detail}", available.remedy)
     return device, address
-

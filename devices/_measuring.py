@@ -56,6 +56,7 @@ def stable(times: list[float], window: int) -> bool:
 def measure(calls: Calls, rows: int, limits: Limits, threads: int, observe: Callable[[int, int], None]) -> dict[str, Any]:
     """Time it, and return all fields of a `Measurement` but those of the program's loading; times in milliseconds."""
     number = 0
+    say = _seldom(observe)
 
     def step() -> float:
         nonlocal number
@@ -69,15 +70,19 @@ def measure(calls: Calls, rows: int, limits: Limits, threads: int, observe: Call
         if len(warmup) >= limits.most_warmup or time.monotonic() - began > limits.most_seconds:
             break
         warmup.append(step())
+        say(0, limits.iterations)
     samples: list[float] = []
     began = time.monotonic()
     while len(samples) < limits.iterations and (len(samples) < 3 or time.monotonic() - began <= limits.most_seconds):
         samples.append(step())
-        observe(len(samples), limits.iterations)
+        say(len(samples), limits.iterations)
     found: dict[str, Any] = {"first_ms": first, "warmup_ms": warmup, "stable": settled, "samples_ms": samples}
     if calls.decode is not None:
         found["decoder_ms"] = _several(calls.decode, max(limits.images, 1) + 1)[1:]
-    found["image_ms"] = _several(calls.image, limits.images)
+    found["image_ms"] = []
+    for _ in range(limits.images):
+        found["image_ms"].append(_timed(calls.image))
+        say(limits.iterations, limits.iterations)
     found["sustained"] = sustain(step, limits.minutes, observe)
     found["peak_memory_bytes"] = memory("VmHWM")  # before the ceiling's matrices
     if limits.ceiling:
@@ -151,6 +156,19 @@ def _first_line(path: str) -> str:
             return file.readline().strip()
     except OSError:
         return ""
+
+
+def _seldom(observe: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Tell on at most twice a second: a line for each call would wake up the link, beside what is being timed."""
+    last = 0.0
+
+    def say(done: int, total: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= 0.5:
+            last = now
+            observe(done, total)
+
+    return say
 
 
 def _several(call: Callable[[], object], count: int) -> list[float]:

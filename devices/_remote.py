@@ -1,11 +1,12 @@
 """A device with a POSIX shell and a folder of its own: what ssh, adb and the emulator share.
 
-A job there is a folder `edge-sd-XXXXXXXX` that holds what runs (the C++ runner with its libraries, or the Python agent), the
-bundle's plan, goldens and programs, and the answers. Names in it are ours: nothing that a person or a file chose is ever part of
-a command. The job's process watches its standard input, and ends when that does: a cable that is pulled leaves nothing running.
+A job there is a folder `edge-sd-` and eight digits that holds what runs (the C++ runner with its libraries, or the Python agent),
+the bundle's plan, goldens and programs, and the answers. Names in it are ours: nothing that a person or a file chose is ever part
+of a command. The job's process watches its standard input, and ends when that does: a pulled cable leaves nothing running.
 """
 
 import re
+import secrets
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from edge_sd.runtimes._child import last_words
 from edge_sd.runtimes.evidence import load_evidence
 
 PATIENCE = 120.0  # seconds without a word
-_FOLDER = re.compile(r"/[A-Za-z0-9._/-]*/edge-sd-[A-Za-z0-9]{6,}")
+_PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 _STEP = re.compile(r"step (\d+) of (\d+)")
 _NO_SPACE = re.compile(r"no space left|disk quota|not enough space|ENOSPC", re.IGNORECASE)
 # Left by jobs whose device vanished: older than any job that still runs (it writes into its folder's files as it goes).
@@ -41,12 +42,14 @@ class Transport(ABC):
         address: which one.
         base: an absolute folder of the device that may be written to and holds programs that may run; letters, digits, ._/- only.
         emulated: its processor is imitated.
+        patience: seconds without a word after which a copy is given up.
     """
 
     kind: str
     address: str
     base: str
     emulated: bool = False
+    patience: float = PATIENCE
 
     @abstractmethod
     def shell(self, script: str, *, patience: float = PATIENCE, on_line: Callable[[str], None] = lambda line: None) -> Done:
@@ -138,11 +141,14 @@ class RemoteConnection(Connection):
         local = Path(tempfile.mkdtemp(dir=self._local.name)) / "job"
         commands = staging.stage(bundle, job, info.machine, local)
         base = self._transport.base
+        if not _PLAIN.fullmatch(base):
+            raise DeviceError(f"{self.title} keeps its files in {base!r}", "use a device whose folders have plain names")
+        self._transport.patience = job.patience
         self._transport.shell(_SWEEP.format(base=base))
-        folder = self._must(f"mktemp -d {base}/edge-sd-XXXXXXXX", "make a folder").text
-        if not _FOLDER.fullmatch(folder):
-            raise DeviceError(f"{self.title} named a folder {folder!r}", "is its shell a POSIX shell that prints nothing else?")
+        # Named and noted here before it is made: whatever interrupts what follows, it is known what to remove.
+        folder = f"{base}/edge-sd-{secrets.token_hex(4)}"
         self._pushed = _Pushed(folder, bundle, job, commands)
+        self._must(f"mkdir -m 700 {folder}", "make a folder")
         try:
             self._transport.push(local, folder, observe)
         except DeviceError as error:
@@ -178,10 +184,12 @@ class RemoteConnection(Connection):
         if self._closed:
             return
         self._closed = True
-        with suppress(EdgeSDError):
-            self._remove()
-        self._transport.close()
-        self._local.cleanup()
+        try:
+            with suppress(EdgeSDError):
+                self._remove()
+        finally:  # a second Ctrl-C too
+            self._transport.close()
+            self._local.cleanup()
 
     @property
     def title(self) -> str:

@@ -139,9 +139,7 @@ def _stage_runner(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple
         commands.append(Command(tuple(words), "proof.json"))
     if job.iterations:
         limits = [
-            word
-            for name, value in limits_of(job)._asdict().items()
-            for word in (f"--{name.replace('_', '-')}", f"{float(value):g}")
+            word for name, value in limits_of(job)._asdict().items() for word in (f"--{name.replace('_', '-')}", _number(value))
         ]
         commands.append(Command((*start, "measure", *shared, *limits, "--watch", "1"), RESULT))
     return tuple(commands)
@@ -191,6 +189,11 @@ def _pack_agent(path: Path) -> None:
         for name, module in _ALONG.items():
             spec = find_spec(module)
             archive.writestr(name, Path(str(spec and spec.origin)).read_bytes())
+
+
+def _number(value: float) -> str:
+    """As the runner reads it; truth is 0 or 1."""
+    return str(int(value)) if value == int(value) else f"{value:f}"
 
 
 def _header(bundle: Bundle, job: Job, version: str = "") -> EvidenceHeader:

@@ -98,7 +98,7 @@ class SshTransport(Transport):
         _check_name(remote)
         sizes = [file.stat().st_size for file in local.rglob("*") if file.is_file()]
         total = sum(sizes)
-        patience = PATIENCE + total / _SLOWEST
+        patience = self.patience + total / _SLOWEST
         observe(0, total, "copying")
         for copy in (self._push_rsync, self._push_sftp, self._push_tar):
             done = copy(local, remote, patience)
