@@ -32,7 +32,7 @@ export async function openBundle(fetchFile, digest, observe) {
   require(manifest.digest === digest, `this is another bundle than the one that is served (${manifest.name})`, "load the page again");
   const ours = manifest.programs.filter((program) => program.target === TARGET);
   require(ours.length > 0, `${manifest.name} has no program that a browser runs`, "edge-sd export --target onnx");
-  const weights = ours.length ? filesBeside(manifest) : [];
+  const weights = filesBeside(manifest);
   const names = [...new Set([PLAN, GOLDEN, ...ours.map((program) => program.file), ...weights])];
   const total = names.reduce((sum, name) => sum + (manifest.files[name]?.bytes ?? 0), 0), files = new Map();
   let done = 0;
@@ -44,7 +44,7 @@ export async function openBundle(fetchFile, digest, observe) {
       throw new Failure(`${name} has changed since it was exported (its SHA-256 differs)`, AGAIN);
     }
     files.set(name, bytes);
-    observe((done += entry.bytes), total);
+    await observe((done += entry.bytes), total);
   }
   const plan = readPlan(files.get(PLAN)), golden = readGolden(files.get(GOLDEN), plan.rows);
   const bundle = { manifest, plan, golden, files, weights, total };

@@ -30,8 +30,8 @@ export class Reporter {
     const now = performance.now();
     if (stage === this.stage && done !== total && now - this.last < PAUSE_MS) return;
     Object.assign(this, { last: now, stage });
-    this.post("progress", JSON.stringify({ stage, done, total }), "application/json").catch(() => {}); // the next one may arrive
-    await new Promise((resolve) => setTimeout(resolve)); // calls in wasm never let go of the worker: here its answers come in
+    // Waited for, so that reports arrive in order. A report that is lost is no harm, the next one may arrive.
+    await this.post("progress", JSON.stringify({ stage, done, total }), "application/json").catch(() => {});
   }
 
   async post(name, body, type) {

@@ -35,7 +35,7 @@ self.onmessage = async ({ data: { setup, job, backend } }) => {
 };
 
 async function work(setup, job, backend, tell, progress) {
-  progress("files", 0, 1);
+  await progress("files", 0, 1);
   const bundle = await openBundle((name, most) => fetchBytes(setup.files[name], name, most, BASE), setup.digest, (done, total) => progress("files", done, total));
   const { plan, golden, manifest } = bundle;
   tell("bundle", {
@@ -48,7 +48,7 @@ async function work(setup, job, backend, tell, progress) {
     references: golden.trajectories.map(({ image, last }) => image ?? last),
   });
 
-  progress("programs", 0, 1);
+  await progress("programs", 0, 1);
   const runtime = await Runtime.start(setup.runtime, BASE, backend, job.threads);
   tell("runtime", { title: runtime.title, threads: runtime.threads, adapter: runtime.adapter });
   const programs = { denoisers: [], decoder: null, temporal: null };
@@ -63,7 +63,7 @@ async function work(setup, job, backend, tell, progress) {
   bundle.files.clear(); // the runtime has copies of its own
   const step = stepper(bundle, programs), firstMs = await timed(step);
   tell("loaded", { loadMs, firstMs });
-  progress("programs", 1, 1);
+  await progress("programs", 1, 1);
 
   const answer = { title: runtime.title, evidence: null, measurement: null };
   if (job.prove) answer.evidence = await proveAll(bundle, programs, runtime, tell, progress);
@@ -74,7 +74,7 @@ async function work(setup, job, backend, tell, progress) {
       image: (done) => progress("images", done, job.images),
       moment: ({ seconds }) => progress("sustained", Math.round(seconds), Math.round(60 * job.minutes)),
     });
-    progress("ceiling", 0, 1);
+    await progress("ceiling", 0, 1);
     const [gflops, how] = await runtime.ceiling();
     answer.measurement = {
       schema_version: 1,
