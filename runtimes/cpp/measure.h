@@ -79,6 +79,7 @@ class Measurer {
     double began = now();
     while (!(settled = stable(warmup, limits_.least_warmup)) && warmup.size() < limits_.most_warmup && now() - began <= limits_.most_seconds) {
       warmup.push_back(step());
+      say(0, limits_.iterations);
     }
     began = now();
     while (samples.size() < limits_.iterations && (samples.size() < 3 || now() - began <= limits_.most_seconds)) {
@@ -91,7 +92,10 @@ class Measurer {
       job_.decode(0, golden.last.data(), &milliseconds);
       if (i) decoder.push_back(milliseconds);
     }
-    for (size_t i = 0; i < limits_.images; ++i) images.push_back(image());
+    for (size_t i = 0; i < limits_.images; ++i) {
+      images.push_back(image());
+      say(limits_.iterations, limits_.iterations);
+    }
     const std::string sustained = sustain();
     const uint64_t peak = resident("VmHWM");
     const std::string ceiling =
@@ -108,7 +112,12 @@ class Measurer {
  private:
   static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-  static void say(size_t done, size_t total) { std::fprintf(stderr, "step %zu of %zu\n", done, total); }
+  // At most twice a second: a line for each call would wake up the link, beside what is being timed.
+  void say(size_t done, size_t total) {
+    if (now() - said_ < 0.5) return;
+    said_ = now();
+    std::fprintf(stderr, "step %zu of %zu\n", done, total);
+  }
 
   // One call on the inputs of the golden's next row, in milliseconds.
   double step() {
@@ -150,6 +159,7 @@ class Measurer {
   Limits limits_;
   uint32_t threads_;
   size_t number_ = 0;
+  double said_ = 0;
 };
 
 }  // namespace measure

@@ -1,8 +1,8 @@
 """Every device that can be had on one machine, in one table: `python tests/benchmarks/devices.py table BUNDLE -o FOLDER`.
 
 `… same BUNDLE` compares a bundle with itself twenty times and counts how often a difference is named: once at most.
-`… pair A B` is `edge-sd compare` in each runtime that both have. Nothing is installed or left running; the emulated board is made,
-where there is none, in the user's cache.
+`… pair A B` is `edge-sd compare` in each runtime that both have. Nothing is installed or left running; the emulated board is
+made, where there is none, in the user's cache.
 """
 
 import argparse
