@@ -5,8 +5,12 @@ import { readGolden, readPlan } from "./plan.mjs";
 import { same } from "./safetensors.mjs";
 import { sha256 } from "./sha256.mjs";
 
-export const MANIFEST = "manifest.json", PLAN = "plan.safetensors", GOLDEN = "golden.safetensors";
-const CARD = "README.md", TARGET = "onnx", VERSION = 3;
+export const MANIFEST = "manifest.json",
+  PLAN = "plan.safetensors",
+  GOLDEN = "golden.safetensors";
+const CARD = "README.md",
+  TARGET = "onnx",
+  VERSION = 3;
 const AGAIN = "copy or export the bundle again";
 
 // The manifest's digest: of its own text without white space and without the digest, which stands last.
@@ -19,8 +23,10 @@ export async function checkManifest(bytes) {
     throw new Failure(`${MANIFEST} is not whole: ${error.message}`, AGAIN);
   }
   require(manifest?.kind === "bundle", `${MANIFEST} is not that of a bundle`, "give a folder that edge-sd export wrote");
-  require(manifest.schema_version === VERSION, `${MANIFEST} has schema version ${manifest.schema_version}, this page reads ${VERSION}`, AGAIN);
-  const dense = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1"), end = `,"digest":"${manifest.digest}"}`;
+  require(manifest.schema_version ===
+    VERSION, `${MANIFEST} has schema version ${manifest.schema_version}, this page reads ${VERSION}`, AGAIN);
+  const dense = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1"),
+    end = `,"digest":"${manifest.digest}"}`;
   const digest = dense.endsWith(end) ? await sha256(new TextEncoder().encode(`${dense.slice(0, -end.length)}}`).buffer) : "";
   require(digest === manifest.digest, `${MANIFEST} has changed since it was exported`, AGAIN);
   return manifest;
@@ -29,12 +35,14 @@ export async function checkManifest(bytes) {
 // fetchFile: (name, most bytes) → ArrayBuffer; digest: of the bundle that is expected; observe: (bytes so far, bytes in all).
 export async function openBundle(fetchFile, digest, observe) {
   const manifest = await checkManifest(await fetchFile(MANIFEST, 2 ** 26));
-  require(manifest.digest === digest, `this is another bundle than the one that is served (${manifest.name})`, "load the page again");
+  require(manifest.digest ===
+    digest, `this is another bundle than the one that is served (${manifest.name})`, "load the page again");
   const ours = manifest.programs.filter((program) => program.target === TARGET);
   require(ours.length > 0, `${manifest.name} has no program that a browser runs`, "edge-sd export --target onnx");
   const weights = filesBeside(manifest);
   const names = [...new Set([PLAN, GOLDEN, ...ours.map((program) => program.file), ...weights])];
-  const total = names.reduce((sum, name) => sum + (manifest.files[name]?.bytes ?? 0), 0), files = new Map();
+  const total = names.reduce((sum, name) => sum + (manifest.files[name]?.bytes ?? 0), 0),
+    files = new Map();
   let done = 0;
   for (const name of names) {
     const entry = Object.hasOwn(manifest.files, name) ? manifest.files[name] : null;
@@ -46,7 +54,8 @@ export async function openBundle(fetchFile, digest, observe) {
     files.set(name, bytes);
     await observe((done += entry.bytes), total);
   }
-  const plan = readPlan(files.get(PLAN)), golden = readGolden(files.get(GOLDEN), plan.rows);
+  const plan = readPlan(files.get(PLAN)),
+    golden = readGolden(files.get(GOLDEN), plan.rows);
   const bundle = { manifest, plan, golden, files, weights, total };
   checkShapes(bundle);
   return bundle;
@@ -71,8 +80,13 @@ function filesBeside({ files, programs }) {
 
 function checkShapes({ manifest, plan, golden }) {
   for (const name of plan.programs) {
-    const contract = contractOf(manifest, name), wanted = [[1, ...golden.sample], [1, golden.width]];
-    const fits = contract && wanted.every((shape, i) => same(contract.inputs[i].shape, shape)) && same(contract.outputs[0].shape, wanted[0]);
+    const contract = contractOf(manifest, name),
+      wanted = [
+        [1, ...golden.sample],
+        [1, golden.width],
+      ];
+    const fits =
+      contract && wanted.every((shape, i) => same(contract.inputs[i].shape, shape)) && same(contract.outputs[0].shape, wanted[0]);
     require(fits, `the goldens are not of the program ${name}: ${wanted.map((shape) => `(${shape.join(", ")})`).join(", ")}`, AGAIN);
   }
   const decoder = contractOf(manifest, "decoder");

@@ -22,12 +22,19 @@ export class Loop {
 
   // Take the prediction e at x and go on to the next row. Earlier x stay as they were.
   advance(e) {
-    const { plan, row, x } = this, { columns, history } = plan;
+    const { plan, row, x } = this,
+      { columns, history } = plan;
     const [p, q, u, a, next, c] = ["p", "q", "u", "a", "a_next", "c"].map((name) => f(columns[name][row]));
     this.memory.unshift(x.map((value, i) => f(p * value) + f(q * e[i])));
     this.memory.length = Math.min(this.memory.length, history);
-    this.base = this.add(x.map((value, i) => f(u * value) + f(a * this.base[i])), columns.b);
-    this.x = this.add(this.base.map((value) => next * value), columns.b_next);
+    this.base = this.add(
+      x.map((value, i) => f(u * value) + f(a * this.base[i])),
+      columns.b,
+    );
+    this.x = this.add(
+      this.base.map((value) => next * value),
+      columns.b_next,
+    );
     if (columns.c[row] !== 0) {
       const z = this.noise(row);
       this.x = this.x.map((value, i) => value + f(c * z[i]));

@@ -18,7 +18,8 @@ export async function timed(call) {
 // Whether the medians of the last two windows agree.
 export function stable(times, window) {
   if (times.length < 2 * window) return false;
-  const last = percentile(times.slice(-window), 50), before = percentile(times.slice(-2 * window, -window), 50);
+  const last = percentile(times.slice(-window), 50),
+    before = percentile(times.slice(-2 * window, -window), 50);
   return Math.abs(last - before) <= AGREE * last;
 }
 
@@ -35,7 +36,9 @@ export function stepper({ plan, golden }, { denoisers }) {
 // step: one call; first: how long the very first one took; on: { warmup(times), sample(times), image(done), moment(moment) }
 // → the fields of a Measurement that are times
 export async function measure(bundle, programs, job, step, first, on) {
-  const call = () => timed(step), warmup = [], samples = [];
+  const call = () => timed(step),
+    warmup = [],
+    samples = [];
   let began = performance.now();
   const within = () => performance.now() - began <= 1000 * job.most_seconds;
   while (!stable(warmup, job.least_warmup) && warmup.length < job.most_warmup && within()) {
@@ -47,8 +50,16 @@ export async function measure(bundle, programs, job, step, first, on) {
     samples.push(await call());
     await on.sample(samples);
   }
-  const found = { first_ms: first, warmup_ms: warmup, stable: stable(warmup, job.least_warmup), samples_ms: samples, decoder_ms: [], image_ms: [] };
-  const { decoder } = programs, last = bundle.golden.trajectories[0].last;
+  const found = {
+    first_ms: first,
+    warmup_ms: warmup,
+    stable: stable(warmup, job.least_warmup),
+    samples_ms: samples,
+    decoder_ms: [],
+    image_ms: [],
+  };
+  const { decoder } = programs,
+    last = bundle.golden.trajectories[0].last;
   for (let k = 0; decoder && k <= Math.max(job.images, 1); k++) {
     const took = await timed(() => decoder.call(last));
     if (k > 0) found.decoder_ms.push(took);
@@ -63,18 +74,27 @@ export async function measure(bundle, programs, job, step, first, on) {
 
 // A whole image: noise, every step, the decoder.
 export async function drawImage({ plan, golden }, { denoisers, decoder }, image) {
-  const size = golden.sample.reduce((product, side) => product * side, 1), loop = new Loop(plan, golden.seed, image, size);
+  const size = golden.sample.reduce((product, side) => product * side, 1),
+    loop = new Loop(plan, golden.seed, image, size);
   const [{ features }] = golden.trajectories;
   for (let row = 0; row < plan.rows; row++) loop.advance(await denoisers[plan.program[row]].call(loop.x, features[row]));
   return decoder ? decoder.call(loop.x) : loop.x;
 }
 
 async function sustain(call, minutes, observe) {
-  const moments = [], began = performance.now(), elapsed = () => performance.now() - began;
+  const moments = [],
+    began = performance.now(),
+    elapsed = () => performance.now() - began;
   while (elapsed() < 60_000 * minutes) {
-    const times = [], start = elapsed();
+    const times = [],
+      start = elapsed();
     while (!times.length || elapsed() < start + WINDOW_MS) times.push(await call());
-    moments.push({ seconds: elapsed() / 1000, calls: times.length, p50_ms: percentile(times, 50), p90_ms: percentile(times, 90) });
+    moments.push({
+      seconds: elapsed() / 1000,
+      calls: times.length,
+      p50_ms: percentile(times, 50),
+      p90_ms: percentile(times, 90),
+    });
     await observe(moments.at(-1));
   }
   return moments;

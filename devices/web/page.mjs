@@ -1,20 +1,11 @@
 // The page: what can be run, how far it is, what came out. The job itself runs in worker.mjs.
 
-import { paint, chart } from "./draw.mjs";
-import { percentile, SAME_DB } from "./metrics.mjs";
 import { findAdapter } from "./runtime.mjs";
 import { Reporter } from "./server.mjs";
+import { $, View } from "./view.mjs";
 
-const $ = (id) => document.getElementById(id);
-const STAGES = {
-  files: "Fetching and checking files", programs: "Loading programs", proof: "Following the reference’s trajectories",
-  "warm-up": "Warming up", timing: "Timing calls", images: "Timing whole images", sustained: "Calling without a pause, seconds",
-  ceiling: "Measuring what this machine can do",
-};
-const GOOD_DB = 60, FAIR_DB = 20, MOST_SHOWN_DB = 140;
-
-let worker = null;
-const urls = [];
+let worker = null,
+  view = null;
 
 async function main() {
   const setup = await (await fetch("setup.json", { cache: "no-store" })).json();
@@ -45,11 +36,15 @@ async function about() {
 async function offer(setup) {
   $("controls").hidden = false;
   $("doing").textContent = "Ready.";
-  const adapter = await findAdapter().catch(() => null), graphics = document.querySelector("[value=webgpu]"), limits = [];
+  const adapter = await findAdapter().catch(() => null),
+    graphics = document.querySelector("[value=webgpu]"),
+    limits = [];
   graphics.disabled = !adapter;
-  if (!adapter) limits.push(isSecureContext ? "This browser shows no graphics processor by WebGPU." : "WebGPU needs a secure context.");
+  if (!adapter)
+    limits.push(isSecureContext ? "This browser shows no graphics processor by WebGPU." : "WebGPU needs a secure context.");
   if (adapter?.software) limits.push(`WebGPU is imitated here (${adapter.name}): right, and slow.`);
-  if (!globalThis.crossOriginIsolated) limits.push("This page comes unencrypted from another computer: one thread only, and hashes by our own SHA-256.");
+  if (!globalThis.crossOriginIsolated)
+    limits.push("This page comes unencrypted from another computer: one thread only, and hashes by our own SHA-256.");
   $("limits").textContent = limits.join(" ");
   $("limits").hidden = !limits.length;
   const most = globalThis.crossOriginIsolated ? (navigator.hardwareConcurrency ?? 1) : 1;
@@ -63,6 +58,7 @@ async function offer(setup) {
     start(setup, { ...setup.job, threads: Number($("threads").value) }, chosen());
   });
   $("stop").addEventListener("click", () => {
+    view.over = true; // what it still had to draw
     finish();
     $("doing").textContent = "Stopped.";
     $("progress").value = 0;
@@ -84,198 +80,19 @@ function start(setup, job, backend) {
   $("progress").value = 0;
   for (const id of ["verdict", "pictures", "latency", "trajectory", "saves"]) $(id).hidden = true;
   for (const id of ["samples", "steps", "figures", "chart", "runtime", "settled"]) $(id).replaceChildren();
-  const view = new View(setup);
+  view = new View(setup, finish);
   worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
   worker.onmessage = ({ data: { kind, ...message } }) => view[kind](message);
   worker.onerror = (event) => {
     event.preventDefault();
-    const failure = { message: `the page's worker cannot run: ${event.message ?? "it does not load"}`, hint: "take a current browser" };
+    const failure = {
+      message: `the page's worker cannot run: ${event.message ?? "it does not load"}`,
+      hint: "take a current browser",
+    };
     view.failure(failure);
     new Reporter(setup.reports, document.baseURI).post("failure", JSON.stringify(failure), "application/json").catch(() => {});
   };
   worker.postMessage({ setup, job, backend });
-}
-
-// One method for each kind of message from the worker.
-class View {
-  constructor(setup) {
-    this.setup = setup;
-    this.worst = []; // by row: [forced, free] decibels
-    this.last = SAME_DB;
-    this.image = null;
-    this.figures = { load: null, first: null };
-  }
-
-  progress({ stage, done, total }) {
-    this.latest = { stage, done, total };
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      if (!worker) return;
-      const { stage: now, done: sofar, total: all } = this.latest;
-      const count = now === "files" ? "" : all > 1 ? ` ${sofar} of ${now === "warm-up" ? "at most " : ""}${all}` : "";
-      $("doing").textContent = `${STAGES[now] ?? now}${count} …`;
-      $("progress").value = all > 0 ? Math.min(1, sofar / all) : 0;
-    });
-  }
-
-  bundle(facts) {
-    Object.assign(this, { facts, shape: facts.image ?? facts.sample });
-    const { sample, image, files, bytes } = facts, size = `${sample[2]} × ${sample[1]}`;
-    const drawn = image ? `${image[2]} × ${image[1]} images from ${sample[0]} × ${size} latents` : `${size} images`;
-    const many = `${facts.timesteps.length} steps of ${facts.solver}`;
-    $("facts").textContent = `${drawn} · ${many} · ${files} files, ${(bytes / 2 ** 20).toFixed(1)} MiB, every SHA-256 checked`;
-    this.canvases = facts.references.map((reference) => {
-      const pair = made("div", "pair"), [theirs, ours] = ["Reference", "This browser"].map((caption) => {
-        const figure = made("figure"), canvas = made("canvas");
-        canvas.setAttribute("role", "img");
-        canvas.setAttribute("aria-label", caption);
-        figure.append(canvas, made("figcaption", "", caption));
-        pair.append(figure);
-        return canvas;
-      });
-      paint(theirs, reference, this.shape);
-      const note = made("p", "", " ");
-      pair.append(note);
-      $("samples").append(pair);
-      return { canvas: ours, note };
-    });
-  }
-
-  runtime({ title, adapter }) {
-    $("runtime").textContent = title + (adapter?.software ? ": imitated, its times say nothing of a real graphics processor" : "");
-  }
-
-  loaded({ loadMs, firstMs }) {
-    this.figures = { load: loadMs, first: firstMs };
-  }
-
-  step({ index, row, forcedDb, freeDb, x }) {
-    $("pictures").hidden = $("trajectory").hidden = false;
-    const known = this.worst[row] ?? [SAME_DB, SAME_DB];
-    this.worst[row] = [Math.min(known[0], forcedDb), Math.min(known[1], freeDb)];
-    const cells = [String(row + 1), time(this.facts.timesteps[row]), ...this.worst[row].map(bar)].map((content) => {
-      const cell = made("td");
-      cell.append(content);
-      return cell;
-    });
-    const line = made("tr");
-    line.append(...cells);
-    const there = $("steps").children[row];
-    if (there) there.replaceWith(line);
-    else $("steps").append(line);
-    paint(this.canvases[index].canvas, x, this.facts.sample);
-    this.canvases[index].note.textContent = `step ${row + 1} of ${this.facts.timesteps.length}`;
-  }
-
-  drawn({ index, image, lastDb, imageDb }) {
-    this.last = Math.min(this.last, lastDb);
-    if (imageDb !== null) this.image = Math.min(this.image ?? SAME_DB, imageDb);
-    paint(this.canvases[index].canvas, image, this.shape);
-    this.canvases[index].note.textContent = `${decibels(lastDb)} at the end${imageDb === null ? "" : `, decoder ${decibels(imageDb)}`}`;
-  }
-
-  done({ title, measurement, evidence }) {
-    finish();
-    $("doing").textContent = "Done.";
-    $("progress").value = 1;
-    const forced = Math.min(SAME_DB, ...this.worst.map(([db]) => db)), free = Math.min(this.last, ...this.worst.map(([, db]) => db));
-    const least = Math.min(forced, free, this.image ?? SAME_DB), took = measurement ? this.times(measurement) : "";
-    const level = !this.worst.length ? "" : least >= GOOD_DB ? "good" : least >= FAIR_DB ? "fair" : "bad";
-    const words = {
-      good: "This browser draws what the reference draws.",
-      fair: "This browser draws nearly what the reference draws, as quantized programs do.",
-      bad: "This browser does not draw what the reference draws.",
-      "": "The bundle runs in this browser.",
-    };
-    $("verdict").className = level;
-    $("sentence").textContent = `${words[level]} ${took}`;
-    const decoder = this.image === null ? "" : `, the decoder ${decibels(this.image)}`;
-    const found = `The worst prediction is ${decibels(forced)} from the reference, the worst sample on its own path ${decibels(free)}${decoder}.`;
-    $("detail").textContent = this.worst.length ? `${found} What can be expected of this model, edge-sd parity measures.` : "";
-    $("verdict").hidden = false;
-    if (this.setup.mode === "page") this.offerSaves({ title, measurement }, evidence);
-  }
-
-  times(measurement) {
-    const { samples_ms: samples, image_ms: images, decoder_ms: decoders } = measurement;
-    const median = percentile(samples, 50);
-    const figures = [
-      ["load", this.figures.load], ["first call", this.figures.first], ["p50", median], ["p90", percentile(samples, 90)],
-      ["p99", percentile(samples, 99)], ["decoder", decoders.length ? percentile(decoders, 50) : null],
-      ["whole image", images.length ? percentile(images, 50) : null],
-    ];
-    for (const [name, value] of figures) if (value !== null) $("figures").append(made("dt", "", name), made("dd", "", milliseconds(value)));
-    pairUp($("figures"));
-    $("chart").append(chart(samples));
-    const before = `${samples.length} calls after ${measurement.warmup_ms.length} to warm up`;
-    const state = measurement.stable ? "the last of which agreed within 5 %" : "which did not settle within 5 %: other work may disturb this machine";
-    $("settled").textContent = `One bar a call: ${before}, ${state}.`;
-    $("latency").hidden = false;
-    const whole = images.length ? percentile(images, 50) : median * this.facts.timesteps.length;
-    return `A picture takes ${milliseconds(whole)}, one of its ${this.facts.timesteps.length} steps ${milliseconds(median)}.`;
-  }
-
-  offerSaves(result, evidence) {
-    for (const url of urls.splice(0)) URL.revokeObjectURL(url);
-    $("saves").replaceChildren();
-    const files = [["result.json", JSON.stringify(result, null, 2), "Save the result"]];
-    if (evidence) files.push(["evidence.safetensors", evidence, "Save the evidence"]);
-    for (const [name, content, words] of files) {
-      const link = made("a", "", words);
-      urls.push((link.href = URL.createObjectURL(new Blob([content]))));
-      link.download = name;
-      $("saves").append(link);
-    }
-    $("saves").hidden = false;
-  }
-
-  failure({ message, hint }) {
-    finish();
-    $("doing").textContent = "It failed.";
-    $("verdict").className = "bad";
-    $("sentence").textContent = message;
-    $("detail").textContent = `Try: ${hint}`;
-    $("verdict").hidden = false;
-  }
-}
-
-// A name and its value are one cell of the grid.
-function pairUp(list) {
-  for (const name of list.querySelectorAll("dt")) {
-    const cell = made("div"), value = name.nextElementSibling;
-    name.replaceWith(cell);
-    cell.append(name, value);
-  }
-}
-
-function bar(db) {
-  const cell = document.createDocumentFragment(), frame = made("span", "bar"), filled = made("span");
-  filled.style.width = `${Math.max(0, Math.min(100, (100 * db) / MOST_SHOWN_DB))}%`;
-  frame.append(filled);
-  cell.append(frame, made("span", "value", decibels(db)));
-  return cell;
-}
-
-function made(name, className = "", text = "") {
-  const element = document.createElement(name);
-  if (className) element.className = className;
-  element.textContent = text;
-  return element;
-}
-
-function decibels(value) {
-  return value >= SAME_DB ? "equal" : `${value.toFixed(0)} dB`;
-}
-
-function milliseconds(value) {
-  if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
-  return value >= 1000 ? `${(value / 1000).toFixed(2)} s` : value >= 100 ? `${value.toFixed(0)} ms` : `${value.toPrecision(3)} ms`;
-}
-
-function time(value) {
-  return Number.isInteger(value) ? String(value) : value.toFixed(1);
 }
 
 main().catch((error) => {

@@ -9,26 +9,36 @@ const COLUMNS = ["timestep", "p", "q", "u", "a", "a_next", "c"];
 
 // { rows, history, programs: names, program: Int of each row, columns: { timestep, p, …, b, b_next: Float64Array } }
 export function readPlan(bytes) {
-  const file = new Safetensors(bytes, "plan.safetensors"), header = file.header();
+  const file = new Safetensors(bytes, "plan.safetensors"),
+    header = file.header();
   checkVersion("plan.safetensors", header, 1);
-  const { history, programs } = header, rows = file.shape("timestep")[0];
-  require(Number.isSafeInteger(history) && history >= 1 && Array.isArray(programs) && rows >= 1, "plan.safetensors has no rows", AGAIN);
+  const { history, programs } = header,
+    rows = file.shape("timestep")[0];
+  require(Number.isSafeInteger(history) &&
+    history >= 1 &&
+    Array.isArray(programs) &&
+    rows >= 1, "plan.safetensors has no rows", AGAIN);
   const columns = Object.fromEntries(COLUMNS.map((name) => [name, file.read(name, "F64", [rows])]));
   for (const name of ["b", "b_next"]) columns[name] = file.read(name, "F64", [rows, history]);
   const program = Array.from(file.read("program", "I64", [rows]), Number);
-  require(program.every((index) => index >= 0 && index < programs.length), "plan.safetensors names a program that it does not have", AGAIN);
+  require(program.every(
+    (index) => index >= 0 && index < programs.length,
+  ), "plan.safetensors names a program that it does not have", AGAIN);
   return { rows, history, programs, program, columns };
 }
 
 // { seed: BigInt, labels, sample: (C, H, W), image: (3, H', W') or null, width, trajectories: [{ samples, predictions: one
 // Float32Array a row, features: likewise, last, image }] }
 export function readGolden(bytes, rows) {
-  const file = new Safetensors(bytes, "golden.safetensors"), header = file.header();
+  const file = new Safetensors(bytes, "golden.safetensors"),
+    header = file.header();
   checkVersion("golden.safetensors", header, 2);
   require(header.noise === NAME, `golden.safetensors starts from noise of ${header.noise}, not ${NAME}`, AGAIN);
-  const count = new Set(file.names().map((name) => name.split(".")[0])).size, labels = header.labels ?? [];
+  const count = new Set(file.names().map((name) => name.split(".")[0])).size,
+    labels = header.labels ?? [];
   require(count >= 1 && [0, count].includes(labels.length), "golden.safetensors holds no whole trajectories", AGAIN);
-  const sample = file.shape("0.final"), width = file.shape("0.features")[1];
+  const sample = file.shape("0.final"),
+    width = file.shape("0.features")[1];
   const image = file.names().includes("0.image") ? file.shape("0.image") : null;
   const trajectories = Array.from({ length: count }, (_, index) => ({
     samples: split(file.read(`${index}.samples`, "F32", [rows, ...sample]), rows),
@@ -46,5 +56,6 @@ function split(values, rows) {
 }
 
 function checkVersion(name, header, version) {
-  require(header?.schema_version === version, `${name} has schema version ${header?.schema_version}, this page reads ${version}`, AGAIN);
+  require(header?.schema_version ===
+    version, `${name} has schema version ${header?.schema_version}, this page reads ${version}`, AGAIN);
 }

@@ -9,11 +9,15 @@ import { snrDb } from "./metrics.mjs";
 // on: { step({ index, row, forcedDb, freeDb, x }), drawn({ index, image, lastDb, imageDb }) }
 // → tensors of evidence.safetensors: [name, shape, Float32Array] each
 export async function prove({ plan, golden }, programs, on) {
-  const tensors = [], size = golden.sample.reduce((product, side) => product * side, 1);
+  const tensors = [],
+    size = golden.sample.reduce((product, side) => product * side, 1);
   for (const [index, trajectory] of golden.trajectories.entries()) {
-    const loop = new Loop(plan, golden.seed, BigInt(index), size), forced = [], free = [];
+    const loop = new Loop(plan, golden.seed, BigInt(index), size),
+      forced = [],
+      free = [];
     for (let row = 0; row < plan.rows; row++) {
-      const denoiser = programs.denoisers[plan.program[row]], features = trajectory.features[row];
+      const denoiser = programs.denoisers[plan.program[row]],
+        features = trajectory.features[row];
       const told = finite(await denoiser.call(trajectory.samples[row], features), denoiser, `at step ${row}`);
       forced.push(told);
       free.push(loop.x);
@@ -22,10 +26,16 @@ export async function prove({ plan, golden }, programs, on) {
       await on.step({ index, row, forcedDb: snrDb(trajectory.predictions[row], told), freeDb, x: loop.x });
     }
     const steps = [plan.rows, ...golden.sample];
-    tensors.push([`${index}.forced`, steps, joined(forced)], [`${index}.free`, steps, joined(free)], [`${index}.last`, golden.sample, loop.x]);
-    const lastDb = snrDb(trajectory.last, loop.x), where = `of trajectory ${index}`;
+    tensors.push(
+      [`${index}.forced`, steps, joined(forced)],
+      [`${index}.free`, steps, joined(free)],
+      [`${index}.last`, golden.sample, loop.x],
+    );
+    const lastDb = snrDb(trajectory.last, loop.x),
+      where = `of trajectory ${index}`;
     if (programs.temporal) {
-      const label = golden.labels.length ? [Int32Array.of(golden.labels[index])] : [], rows = [];
+      const label = golden.labels.length ? [Int32Array.of(golden.labels[index])] : [],
+        rows = [];
       for (const time of plan.columns.timestep) {
         rows.push(finite(await programs.temporal.call(Float32Array.of(time), ...label), programs.temporal, where));
       }
@@ -45,7 +55,9 @@ export async function prove({ plan, golden }, programs, on) {
 }
 
 function finite(values, program, where) {
-  require(values.every(Number.isFinite), `the output of ${program.contract.program} ${where} is not finite`, "edge-sd parity shows where the program does run");
+  require(values.every(
+    Number.isFinite,
+  ), `the output of ${program.contract.program} ${where} is not finite`, "edge-sd parity shows where the program does run");
   return values;
 }
 

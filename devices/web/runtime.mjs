@@ -9,7 +9,9 @@ const TYPES = { float32: "float32", float16: "float16", int32: "int32" };
 const PRODUCT =
   "CAgSB2VkZ2Utc2Q6YQoRCgFhCgFiEgFjIgZNYXRNdWwSB2NlaWxpbmdaFQoBYRIQCg4IARIKCgMSAW0KAxIBbVoVCgFiEhAKDggBEgoKAxIBbQoDEgFtYhUKAWMSEAoOCAES" +
   "CgoDEgFtCgMSAW1CBAoAEBI=";
-const CEILING_SIZE = 768, CEILING_CALLS = 12, CEILING_MS = 3000;
+const CEILING_SIZE = 768,
+  CEILING_CALLS = 12,
+  CEILING_MS = 3000;
 
 // What the browser would compute with; null where it shows no adapter.
 export async function findAdapter() {
@@ -17,14 +19,16 @@ export async function findAdapter() {
   if (!adapter) return null;
   const { vendor = "", architecture = "", device = "", description = "" } = adapter.info ?? {};
   const name = [vendor, architecture, device, description].filter(Boolean).join(" ") || "without a name";
-  const software = Boolean(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter) || /swiftshader|llvmpipe|lavapipe|basic render/i.test(name);
+  const software =
+    Boolean(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter) ||
+    /swiftshader|llvmpipe|lavapipe|basic render/i.test(name);
   return { name, software };
 }
 
 // The smallest step of the clock that times are taken by, in milliseconds.
 export function clockStep() {
   let smallest = Infinity;
-  for (let seen = 0, last = performance.now(); seen < 20; ) {
+  for (let seen = 0, last = performance.now(); seen < 20;) {
     const now = performance.now();
     if (now > last) {
       smallest = Math.min(smallest, now - last);
@@ -40,7 +44,8 @@ export class Runtime {
   static async start({ version, files }, base, backend, threads) {
     require(Object.hasOwn(files, backend), `there is no backend ${backend}`, `one of ${Object.keys(files).join(", ")}`);
     const adapter = backend === "webgpu" ? await findAdapter() : null;
-    require(backend !== "webgpu" || adapter, "this browser shows no graphics processor by WebGPU", "take wasm, or a browser and a driver with WebGPU");
+    require(backend !== "webgpu" ||
+      adapter, "this browser shows no graphics processor by WebGPU", "take wasm, or a browser and a driver with WebGPU");
     const [module, wasm] = files[backend].map((file) => new URL(file, base).href);
     const ort = await import(module);
     ort.env.logLevel = "error";
@@ -73,10 +78,15 @@ export class Runtime {
       },
       file,
     );
-    for (const [specs, found] of [[contract.inputs, session.inputMetadata], [contract.outputs, session.outputMetadata]]) {
-      const fits = specs.length === found.length && specs.every((spec, i) => {
-        return spec.name === found[i].name && TYPES[spec.dtype] === found[i].type && same(spec.shape, found[i].shape);
-      });
+    for (const [specs, found] of [
+      [contract.inputs, session.inputMetadata],
+      [contract.outputs, session.outputMetadata],
+    ]) {
+      const fits =
+        specs.length === found.length &&
+        specs.every((spec, i) => {
+          return spec.name === found[i].name && TYPES[spec.dtype] === found[i].type && same(spec.shape, found[i].shape);
+        });
       require(fits, `${file} is not what its contract says`, "export the bundle again");
     }
     return new Program(this, session, contract);
@@ -85,9 +95,16 @@ export class Runtime {
   async session(bytes, options, name) {
     const providers = this.backend === "webgpu" ? ["webgpu", "wasm"] : ["wasm"];
     try {
-      return await this.ort.InferenceSession.create(bytes, { executionProviders: providers, graphOptimizationLevel: "all", ...options });
+      return await this.ort.InferenceSession.create(bytes, {
+        executionProviders: providers,
+        graphOptimizationLevel: "all",
+        ...options,
+      });
     } catch (error) {
-      throw new Failure(`onnxruntime-web (${this.backend}) cannot load ${name}: ${words(error)}`, "edge-sd parity shows where the program does run");
+      throw new Failure(
+        `onnxruntime-web (${this.backend}) cannot load ${name}: ${words(error)}`,
+        "edge-sd parity shows where the program does run",
+      );
     }
   }
 
@@ -96,7 +113,11 @@ export class Runtime {
     const values = Float32Array.from({ length: CEILING_SIZE ** 2 }, (_, i) => ((i * 7919) % 1024) / 512 - 1);
     const matrix = () => new this.ort.Tensor("float32", values, [CEILING_SIZE, CEILING_SIZE]);
     let best = Infinity;
-    for (let call = 0, began = performance.now(); call < CEILING_CALLS && (call < 2 || performance.now() - began < CEILING_MS); call++) {
+    for (
+      let call = 0, began = performance.now();
+      call < CEILING_CALLS && (call < 2 || performance.now() - began < CEILING_MS);
+      call++
+    ) {
       const start = performance.now();
       await this.product.run({ a: matrix(), b: matrix() });
       best = Math.min(best, performance.now() - start);
@@ -114,12 +135,17 @@ export class Program {
   // Typed arrays in the contract's order → the output, a Float32Array of its own. On a graphics processor this waits for it.
   async call(...inputs) {
     const { Tensor } = this.runtime.ort;
-    const feeds = Object.fromEntries(this.contract.inputs.map((spec, i) => [spec.name, new Tensor(TYPES[spec.dtype], inputs[i], spec.shape)]));
+    const feeds = Object.fromEntries(
+      this.contract.inputs.map((spec, i) => [spec.name, new Tensor(TYPES[spec.dtype], inputs[i], spec.shape)]),
+    );
     try {
       const output = (await this.session.run(feeds))[this.contract.outputs[0].name];
       return await output.getData();
     } catch (error) {
-      throw new Failure(`${this.contract.program} fails on ${this.runtime.title}: ${words(error)}`, "edge-sd parity shows where the program does run");
+      throw new Failure(
+        `${this.contract.program} fails on ${this.runtime.title}: ${words(error)}`,
+        "edge-sd parity shows where the program does run",
+      );
     }
   }
 }

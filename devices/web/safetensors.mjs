@@ -33,7 +33,10 @@ export class Safetensors {
     }
     this.refuse(!isObject(header), "its header is no JSON object");
     const { __metadata__: metadata = {}, ...tensors } = header;
-    this.refuse(!isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string"), "its metadata are no texts");
+    this.refuse(
+      !isObject(metadata) || Object.values(metadata).some((value) => typeof value !== "string"),
+      "its metadata are no texts",
+    );
     this.metadata = metadata;
     this.tensors = new Map(Object.entries(tensors));
     this.check();

@@ -6,7 +6,8 @@ const PAUSE_MS = 1000; // between two reports of progress: they must not disturb
 
 // A file of at most so many bytes → ArrayBuffer
 export async function fetchBytes(address, name, most, base) {
-  if (typeof address !== "string") throw new Failure(`${name} is not among the files that are served`, "copy or export the bundle again");
+  if (typeof address !== "string")
+    throw new Failure(`${name} is not among the files that are served`, "copy or export the bundle again");
   let response, bytes;
   try {
     response = await fetch(new URL(address, base), { cache: "no-store" });
@@ -14,8 +15,13 @@ export async function fetchBytes(address, name, most, base) {
   } catch (error) {
     throw new Failure(`${name} cannot be fetched: ${error.message}`, "does edge-sd serve still run?");
   }
-  if (!bytes) throw new Failure(`${name} cannot be fetched: the server answers ${response.status}`, "copy or export the bundle again");
-  if (bytes.byteLength > most) throw new Failure(`${name} has changed since it was exported (it is ${bytes.byteLength} bytes long)`, "copy or export the bundle again");
+  if (!bytes)
+    throw new Failure(`${name} cannot be fetched: the server answers ${response.status}`, "copy or export the bundle again");
+  if (bytes.byteLength > most)
+    throw new Failure(
+      `${name} has changed since it was exported (it is ${bytes.byteLength} bytes long)`,
+      "copy or export the bundle again",
+    );
   return bytes;
 }
 
@@ -37,6 +43,7 @@ export class Reporter {
   async post(name, body, type) {
     if (!this.names.includes(name)) return;
     const response = await fetch(new URL(name, this.base), { method: "POST", headers: { "Content-Type": type }, body });
-    if (!response.ok) throw new Failure(`the server does not take ${name}: it answers ${response.status}`, "give the same command again");
+    if (!response.ok)
+      throw new Failure(`the server does not take ${name}: it answers ${response.status}`, "give the same command again");
   }
 }

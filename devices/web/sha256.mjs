@@ -11,11 +11,15 @@ export async function sha256(bytes) {
 }
 
 export function sha256Here(bytes) {
-  const state = START.slice(), words = new Uint32Array(64), size = bytes.byteLength;
-  const whole = size - (size % 64), input = new DataView(bytes);
+  const state = START.slice(),
+    words = new Uint32Array(64),
+    size = bytes.byteLength;
+  const whole = size - (size % 64),
+    input = new DataView(bytes);
   for (let at = 0; at < whole; at += 64) compress(state, words, input, at);
   // The rest, a one, zeros, and the length in bits.
-  const tail = new Uint8Array(size - whole < 56 ? 64 : 128), view = new DataView(tail.buffer);
+  const tail = new Uint8Array(size - whole < 56 ? 64 : 128),
+    view = new DataView(tail.buffer);
   tail.set(new Uint8Array(bytes, whole));
   tail[size - whole] = 0x80;
   view.setBigUint64(tail.length - 8, BigInt(size) * 8n);
@@ -28,7 +32,8 @@ export function sha256Here(bytes) {
 function compress(state, w, input, at) {
   for (let i = 0; i < 16; i++) w[i] = input.getUint32(at + 4 * i);
   for (let i = 16; i < 64; i++) {
-    const early = w[i - 15], late = w[i - 2];
+    const early = w[i - 15],
+      late = w[i - 2];
     const s0 = ((early >>> 7) | (early << 25)) ^ ((early >>> 18) | (early << 14)) ^ (early >>> 3);
     const s1 = ((late >>> 17) | (late << 15)) ^ ((late >>> 19) | (late << 13)) ^ (late >>> 10);
     w[i] = w[i - 16] + s0 + w[i - 7] + s1;

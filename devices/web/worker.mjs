@@ -23,11 +23,18 @@ self.onmessage = async ({ data: { setup, job, backend } }) => {
     const answer = await work(setup, job, backend, tell, progress);
     // The evidence first: the result says that all is there.
     if (answer.evidence) await reporter.post("evidence", answer.evidence, "application/octet-stream");
-    await reporter.post("result", JSON.stringify({ measurement: answer.measurement, runtime_version: answer.title }), "application/json");
+    await reporter.post(
+      "result",
+      JSON.stringify({ measurement: answer.measurement, runtime_version: answer.title }),
+      "application/json",
+    );
     tell("done", answer);
   } catch (error) {
     const known = error instanceof Failure;
-    const failure = { message: known ? error.message : `the page failed: ${error?.message ?? error}`, hint: known ? error.hint : "load the page again" };
+    const failure = {
+      message: known ? error.message : `the page failed: ${error?.message ?? error}`,
+      hint: known ? error.hint : "load the page again",
+    };
     if (!known) console.error(error);
     tell("failure", failure);
     await reporter.post("failure", JSON.stringify(failure), "application/json").catch(() => {});
@@ -36,7 +43,11 @@ self.onmessage = async ({ data: { setup, job, backend } }) => {
 
 async function work(setup, job, backend, tell, progress) {
   await progress("files", 0, 1);
-  const bundle = await openBundle((name, most) => fetchBytes(setup.files[name], name, most, BASE), setup.digest, (done, total) => progress("files", done, total));
+  const bundle = await openBundle(
+    (name, most) => fetchBytes(setup.files[name], name, most, BASE),
+    setup.digest,
+    (done, total) => progress("files", done, total),
+  );
   const { plan, golden, manifest } = bundle;
   tell("bundle", {
     timesteps: Array.from(plan.columns.timestep),
@@ -61,7 +72,8 @@ async function work(setup, job, backend, tell, progress) {
   }
   if (job.prove) programs.temporal = await runtime.load(bundle, "temporal");
   bundle.files.clear(); // the runtime has copies of its own
-  const step = stepper(bundle, programs), firstMs = await timed(step);
+  const step = stepper(bundle, programs),
+    firstMs = await timed(step);
   tell("loaded", { loadMs, firstMs });
   await progress("programs", 1, 1);
 
@@ -90,7 +102,8 @@ async function work(setup, job, backend, tell, progress) {
 }
 
 async function proveAll(bundle, programs, runtime, tell, progress) {
-  const { golden, plan, manifest } = bundle, total = golden.trajectories.length * plan.rows;
+  const { golden, plan, manifest } = bundle,
+    total = golden.trajectories.length * plan.rows;
   const tensors = await prove(bundle, programs, {
     step: ({ index, row, forcedDb, freeDb, x }) => {
       tell("step", { index, row, forcedDb, freeDb, x });
@@ -98,7 +111,14 @@ async function proveAll(bundle, programs, runtime, tell, progress) {
     },
     drawn: (found) => tell("drawn", found),
   });
-  const header = { schema_version: 1, kind: "evidence", bundle_digest: manifest.digest, runtime: "onnxruntime-web", runtime_version: runtime.title, noise: NAME };
+  const header = {
+    schema_version: 1,
+    kind: "evidence",
+    bundle_digest: manifest.digest,
+    runtime: "onnxruntime-web",
+    runtime_version: runtime.title,
+    noise: NAME,
+  };
   // The seed may be beyond what JavaScript's numbers hold.
   return writeSafetensors(tensors, `${JSON.stringify(header).slice(0, -1)},"seed":${golden.seed}}`);
 }

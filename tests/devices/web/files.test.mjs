@@ -9,18 +9,31 @@ import { parseExact, Safetensors, writeSafetensors } from "../../../devices/web/
 import { sha256, sha256Here } from "../../../devices/web/sha256.mjs";
 
 const values = Float32Array.of(1, -2, 0.5, 3, 1e-30, 7);
-const whole = () => writeSafetensors([["a", [2, 2], values.slice(0, 4)], ["b", [2], values.slice(4)]], '{"seed":9223372036854775807}').buffer;
+const whole = () =>
+  writeSafetensors(
+    [
+      ["a", [2, 2], values.slice(0, 4)],
+      ["b", [2], values.slice(4)],
+    ],
+    '{"seed":9223372036854775807}',
+  ).buffer;
 
 // A file of a header that anybody may have written.
 function file(header, data = new Uint8Array(16)) {
-  const text = new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header)), bytes = new Uint8Array(8 + text.length + data.length);
+  const text = new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header)),
+    bytes = new Uint8Array(8 + text.length + data.length);
   new DataView(bytes.buffer).setBigUint64(0, BigInt(text.length), true);
   bytes.set(text, 8);
   bytes.set(data, 8 + text.length);
   return bytes.buffer;
 }
 
-const refused = (bytes, words) => assert.throws(() => new Safetensors(bytes, "x"), (error) => error instanceof Failure && words.test(error.message) && Boolean(error.hint), String(words));
+const refused = (bytes, words) =>
+  assert.throws(
+    () => new Safetensors(bytes, "x"),
+    (error) => error instanceof Failure && words.test(error.message) && Boolean(error.hint),
+    String(words),
+  );
 const tensor = (changes) => ({ dtype: "F32", shape: [4], data_offsets: [0, 16], ...changes });
 
 test("what is written is read", () => {
@@ -73,14 +86,18 @@ test("a tensor is of the shape and type that it is asked for, and finite", () =>
 
 test("integers beyond 2⁵³ keep their digits, whatever stands in texts", () => {
   assert.deepEqual(parseExact('{"a":12345678901234567890,"b":"x \\" 12345678901234567890","c":-1.5e3,"d":[1,0]}'), {
-    a: "12345678901234567890", b: 'x " 12345678901234567890', c: -1500, d: [1, 0],
+    a: "12345678901234567890",
+    b: 'x " 12345678901234567890',
+    c: -1500,
+    d: [1, 0],
   });
 });
 
 test("SHA-256 is Node's at every length around a block, by the browser's and by ours", async () => {
   const bytes = new Uint8Array(1000).map((_, i) => i * 31);
   for (const length of [0, 1, 3, 55, 56, 57, 63, 64, 65, 119, 120, 128, 1000]) {
-    const part = bytes.slice(0, length), expected = createHash("sha256").update(part).digest("hex");
+    const part = bytes.slice(0, length),
+      expected = createHash("sha256").update(part).digest("hex");
     assert.equal(sha256Here(part.buffer), expected);
     assert.equal(await sha256(part.buffer), expected);
   }

@@ -7,9 +7,13 @@ import { readPlan } from "../../../devices/web/plan.mjs";
 import { Safetensors, writeSafetensors } from "../../../devices/web/safetensors.mjs";
 
 const [plan, predictions, seed, image, output] = process.argv.slice(2);
-const rows = readPlan(new Uint8Array(readFileSync(plan)).buffer), file = new Safetensors(new Uint8Array(readFileSync(predictions)).buffer, predictions);
-const shape = file.shape("predictions"), size = shape.slice(1).reduce((product, side) => product * side, 1);
-const told = file.read("predictions", "F32", shape), loop = new Loop(rows, BigInt(seed), BigInt(image), size), tensors = [["0", [size], loop.x]];
+const rows = readPlan(new Uint8Array(readFileSync(plan)).buffer),
+  file = new Safetensors(new Uint8Array(readFileSync(predictions)).buffer, predictions);
+const shape = file.shape("predictions"),
+  size = shape.slice(1).reduce((product, side) => product * side, 1);
+const told = file.read("predictions", "F32", shape),
+  loop = new Loop(rows, BigInt(seed), BigInt(image), size),
+  tensors = [["0", [size], loop.x]];
 for (let row = 0; row < rows.rows; row++) {
   loop.advance(told.slice(row * size, (row + 1) * size));
   tensors.push([String(row + 1), [size], loop.x]);

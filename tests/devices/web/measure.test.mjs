@@ -13,7 +13,8 @@ const PROGRAMS = { decoder: null };
 
 // Calls that take as many milliseconds as the list says, by a clock that only they move.
 function calls(list) {
-  let number = 0, now = 0;
+  let number = 0,
+    now = 0;
   performance.now = () => now;
   return async () => {
     now += list[Math.min(number++, list.length - 1)];
@@ -46,12 +47,22 @@ test("both end after so many seconds, the timed calls not before there are three
 
 test("a sustained curve has a moment for every few seconds", async () => {
   const found = await measure(BUNDLE, PROGRAMS, { ...JOB, minutes: 0.2 }, calls([1000]), 80, NOBODY);
-  assert.deepEqual(found.sustained.map(({ seconds, calls: many, p50_ms: p50 }) => [seconds, many, p50]), [[5, 5, 1000], [10, 5, 1000], [15, 5, 1000]]);
+  assert.deepEqual(
+    found.sustained.map(({ seconds, calls: many, p50_ms: p50 }) => [seconds, many, p50]),
+    [
+      [5, 5, 1000],
+      [10, 5, 1000],
+      [15, 5, 1000],
+    ],
+  );
 });
 
 test("decibels and percentiles", () => {
   assert.equal(snrDb([1, 2], [1, 2]), SAME_DB);
   assert.equal(snrDb([1, NaN], [1, 2]), -SAME_DB);
   assert.ok(Math.abs(snrDb([3, 4], [3, 4.05]) - 40) < 1e-6);
-  assert.deepEqual([0, 50, 90, 100].map((percent) => percentile([4, 1, 3, 2], percent)), [1, 2.5, 3.7, 4]);
+  assert.deepEqual(
+    [0, 50, 90, 100].map((percent) => percentile([4, 1, 3, 2], percent)),
+    [1, 2.5, 3.7, 4],
+  );
 });

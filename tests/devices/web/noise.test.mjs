@@ -22,7 +22,10 @@ test("gaussian", () => {
   for (const { seed, index, row, values, sum } of vectors.gaussian) {
     const bits = new Uint32Array(gaussian(BigInt(seed), BigInt(index), row, 3072).buffer);
     assert.deepEqual(Array.from(bits.slice(0, 8), hexadecimal), values);
-    assert.equal(bits.reduce((total, word) => (total + word) % 2 ** 32, 0), sum);
+    assert.equal(
+      bits.reduce((total, word) => (total + word) % 2 ** 32, 0),
+      sum,
+    );
     // Any number of values is the beginning of more.
     assert.deepEqual(gaussian(BigInt(seed), BigInt(index), row, 13), gaussian(BigInt(seed), BigInt(index), row, 64).slice(0, 13));
   }
