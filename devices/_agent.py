@@ -19,7 +19,7 @@ _DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 def main(mode: str) -> None:
     """Do one half of the job in the current folder."""
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=end_with_input, daemon=True).start()
     with open(JOB, encoding="utf-8") as file:  # noqa: PTH123 (pathlib costs a slow board more than it says)
         job = json.load(file)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before NumPy is imported
@@ -101,7 +101,7 @@ class Work:
 
         decode = None if self._decoder is None else lambda: self._decoder(last)
         calls = _measuring.Calls(lambda row: self._step(0, row), decode, image)
-        found = _measuring.measure(calls, self._rows, _measuring.Limits(**self._job["limits"]), self._job["threads"], _say)
+        found = _measuring.measure(calls, self._rows, _measuring.Limits(**self._job["limits"]), self._job["threads"], say)
         return {
             "schema_version": 1, "kind": "measurement", "runtime_version": self.version, "load_ms": self._load_ms, **found,
             "base_memory_bytes": self._base,
@@ -169,11 +169,13 @@ def _write(path: str, data: bytes) -> None:
     os.replace(f"{path}.part", path)  # noqa: PTH105
 
 
-def _say(done: int, total: int) -> None:
+def say(done: int, total: int) -> None:
+    """A line that tells whoever waits how far it is."""
     print(f"step {done} of {total}", file=sys.stderr, flush=True)
 
 
-def _end_with_input() -> None:
+def end_with_input() -> None:
+    """End this process when its standard input does: nobody waits any more."""
     while os.read(0, 4096):
         pass
     os._exit(1)

@@ -9,7 +9,7 @@ from edge_sd.checkpoint import versions
 from edge_sd.devices._device import Connection, Observe, find_device, unobserved
 from edge_sd.devices._fingerprint import DeviceInfo
 from edge_sd.devices._job import BenchResult, Job, Latency, Measurement, Outcome
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import DeviceError, EdgeSDError, UsageError
 from edge_sd.runtimes import runtimes
 from edge_sd.runtimes.evidence import Evidence
 from edge_sd.runtimes.floor import Floor, Precision, noise_floor
@@ -128,6 +128,13 @@ def preferred(connection: Connection, bundle: Bundle, place: str) -> str:
 
 def _do(connection: Connection, bundle: Bundle, job: Job, observe: Observe) -> tuple[DeviceInfo, Outcome]:
     info = connection.info()
+    memory = bundle.program(target_of(job.runtime)).memory
+    if memory is not None and 0 < info.memory_bytes < memory.total_bytes:
+        needed, there = memory.total_bytes / 2**20, info.memory_bytes / 2**20
+        raise DeviceError(
+            f"{info.title} has {there:.0f} MiB of memory, the program alone is foretold to need {needed:.0f} MiB",
+            "a smaller model, or fewer bits: edge-sd quantize",
+        )
     observe(0, 1, "copying")
     connection.push(bundle, job, observe)
     connection.run(observe)

@@ -4,14 +4,13 @@ MODE BUNDLE FOLDER: reads job.json in the folder, writes evidence.safetensors or
 printed on standard output as a `Fault`.
 """
 
-import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from edge_sd.bundle import Bundle, open_bundle, trace
 from edge_sd.devices import _measuring as measuring
+from edge_sd.devices._agent import end_with_input, say
 from edge_sd.devices._job import Job, Measurement
 from edge_sd.devices._staging import EVIDENCE, JOB, RESULT, limits_of
 from edge_sd.errors import EdgeSDError
@@ -24,12 +23,12 @@ from edge_sd.runtimes.evidence import gather, header_of, save_evidence
 def main(mode: str, path: str, folder: str) -> int:
     """Do one half of a job, and return the exit code."""
     end_with_parent()
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=end_with_input, daemon=True).start()
     try:
         bundle, job = open_bundle(Path(path)), read_model(Job, Path(folder) / JOB)
         if mode == "prove":
             runtime = find_runtime(job.runtime)
-            save_evidence(Path(folder) / EVIDENCE, header_of(bundle, runtime), gather(bundle, runtime, job.threads, _say))
+            save_evidence(Path(folder) / EVIDENCE, header_of(bundle, runtime), gather(bundle, runtime, job.threads, say))
         else:
             write_model(Path(folder) / RESULT, measure(bundle, job))
     except EdgeSDError as error:
@@ -59,20 +58,10 @@ def measure(bundle: Bundle, job: Job) -> Measurement:
             decoder(drawn[None])
 
     decode = None if decoder is None else lambda: decoder(golden.final[None])
-    found = measuring.measure(measuring.Calls(step, decode, image), len(plan), limits_of(job), job.threads, _say)
+    found = measuring.measure(measuring.Calls(step, decode, image), len(plan), limits_of(job), job.threads, say)
     return Measurement(
         runtime_version=runtime.available().detail,
         load_ms=load_ms,
         base_memory_bytes=base,
         **found,
     )
-
-
-def _say(done: int, total: int) -> None:
-    print(f"step {done} of {total}", file=sys.stderr, flush=True)
-
-
-def _end_with_input() -> None:
-    while os.read(0, 4096):
-        pass
-    os._exit(1)

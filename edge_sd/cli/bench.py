@@ -205,9 +205,7 @@ def print_results(results: "list[BenchResult]") -> None:
     figures = ("parity", "worst dB", "load ms", "first ms", "p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
     first = results[0]
     where = "; ".join(dict.fromkeys(f"{each.device.title} is {each.device.model}, {each.device.system}" for each in results))
-    note = (
-        f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
-    )
+    note = f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
     print_table(f"{first.bundle}: latency", (*subject, *figures), rows, note)
     if memory:
         amounts = ("before MiB", "peak MiB", "program MiB", "forecast MiB", "of ceiling", "ceiling")

@@ -1,5 +1,6 @@
 """The command line: every verb, one way to report an error, documented exit codes."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -73,6 +74,8 @@ def options(
 
 def main() -> None:
     """Run the command line; an `EdgeSDError` becomes two lines on stderr and its exit code."""
+    # As Ctrl-C does, so that what runs on devices is ended and removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except EdgeSDError as error:
