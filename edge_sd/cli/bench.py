@@ -178,16 +178,16 @@ def print_results(results: "list[BenchResult]") -> None:
     rows, memory = [], []
     for result in results:
         name = (result.device.title, result.job.runtime, result.times)
-        parity = "–" if result.parity is None else result.parity.outcome
-        worst = None if result.parity is None else result.parity.worst_step.forced.value_db
+        proved = result.parity
+        parity = "–" if proved is None else f"{proved.outcome}, {proved.worst_step.forced.value_db:.1f} dB"
         if result.measurement is None or result.latency is None:
-            rows.append((*name, parity, worst, *[None] * 8))
+            rows.append((*name, parity, *[None] * 8))
             continue
         measured, latency = result.measurement, result.latency
         interval = f"{latency.low_ms:.2f}–{latency.high_ms:.2f}"
         image = _median(measured.image_ms)
         times = (latency.p50_ms, interval, latency.p90_ms, latency.p99_ms, _median(measured.decoder_ms), image)
-        rows.append((*name, parity, worst, measured.load_ms, measured.first_ms, *times))
+        rows.append((*name, parity, measured.load_ms, measured.first_ms, *times))
         peak, base = measured.peak_memory_bytes, measured.base_memory_bytes
         share = result.ceiling_share
         memory.append(
@@ -202,7 +202,7 @@ def print_results(results: "list[BenchResult]") -> None:
             )
         )
     subject = ("device", "runtime", "times")
-    figures = ("parity", "worst dB", "load ms", "first ms", "p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
+    figures = ("parity, worst step", "load ms", "first ms", "p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
     first = results[0]
     where = "; ".join(dict.fromkeys(f"{each.device.title} is {each.device.model}, {each.device.system}" for each in results))
     note = f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
