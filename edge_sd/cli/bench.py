@@ -175,7 +175,8 @@ def print_results(results: "list[BenchResult]") -> None:
     """Times, what they were proved to be times of, memory, and the sustained curve where there is one."""
     from edge_sd.cli._console import print_table, say
 
-    rows, memory = [], []
+    rows: list[tuple[object, ...]] = []
+    memory: list[tuple[object, ...]] = []
     for result in results:
         name = (result.device.title, result.job.runtime, result.times)
         proved = result.parity
