@@ -28,8 +28,9 @@ demo: install
 	$(BIN)/edge-sd parity out/emoji64.edgesd --overwrite -o out/parity
 	$(BIN)/edge-sd sample out/emoji64.edgesd -n 16 --scale 2 --overwrite -o out/emoji64.png
 
+# Files side by side, a process for each core; `$(BIN)/pytest tests/…` runs some of them alone.
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile --durations 25
 
 # Types are checked on an installed copy: mypy cannot follow five folders into one package.
 check: install

@@ -173,6 +173,7 @@ def compare(
 
 def differences(a: BenchResult, b: BenchResult) -> list[str]:
     """What keeps two results from being compared, in words: another device, another state of it, another way of measuring."""
+    alike = a.job.runtime == b.job.runtime
     fields: dict[str, Callable[[BenchResult], object]] = {
         "times": lambda result: result.times,
         "model": lambda result: result.device.model,
@@ -183,6 +184,8 @@ def differences(a: BenchResult, b: BenchResult) -> list[str]:
         "governor": lambda result: result.device.governor or "unknown",
         "power": lambda result: result.device.power or "unknown",
         "threads": lambda result: result.job.threads,
+        # Of one runtime; two runtimes are two things that may be compared.
+        "runtime version": lambda result: result.measurement and result.measurement.runtime_version if alike else "",
         "processors": lambda result: result.job.processors or "any",
     }
     return [f"{name}: {read(a)} against {read(b)}" for name, read in fields.items() if read(a) != read(b)]
