@@ -5,7 +5,6 @@ import numpy as np
 from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import Levels, Solver
-from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import UsageError
 from edge_sd.registry import implementations
 
@@ -32,7 +31,7 @@ def compile_plan(
         steps: the number of function evaluations, 1 … T.
         solver: a name of `solvers()`.
         prediction: what the program returns.
-        spacing: see `spacing.timesteps`; None takes the solver's own.
+        spacing: a name of `SPACINGS`, or of the solver's own (FastDPM: linear, quadratic); None takes the solver's default.
         eta: share of fresh noise, 0 … 1, where the solver takes one.
         times: (steps,) timesteps to visit, decreasing, in place of a spacing's.
 
@@ -47,14 +46,15 @@ def compile_plan(
     chosen = known[solver]
     spacing = spacing or chosen.default_spacing
     if times is None:
-        times = timesteps(spacing, schedule.timesteps, steps, includes_end=chosen.includes_end)
+        times, alpha_bar = chosen.visits(schedule, steps, spacing)
     else:
         spacing, times = "given", np.asarray(times, dtype=np.float64)
         if times.shape != (steps,) or (np.diff(times) >= 0).any():
             raise UsageError(
                 f"{steps} steps need as many decreasing timesteps, not {times.tolist()}", "leave times out to take a spacing"
             )
-    rows = chosen.rows(Levels.of(schedule.alpha_bar(times)), prediction, eta)
+        alpha_bar = schedule.alpha_bar(times)
+    rows = chosen.rows(Levels.of(alpha_bar), prediction, eta)
     history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
 
     def padded(weights: list[float]) -> list[float]:

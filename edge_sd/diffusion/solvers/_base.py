@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge_sd.diffusion.plan import Float64, Prediction
+from edge_sd.diffusion.schedule import NoiseSchedule
+from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import EdgeSDError
 
 
@@ -63,6 +65,17 @@ class Solver(ABC):
     about: str
     default_spacing: str = "trailing"
     includes_end: bool = True
+
+    def visits(self, schedule: NoiseSchedule, steps: int, spacing: str) -> tuple[Float64, Float64]:
+        """Choose the timesteps at which the model is asked, decreasing, and the noise levels ᾱ there, (steps,) float64 each.
+
+        Most solvers take a spacing's and the schedule's; FastDPM has levels of its own.
+
+        Raises:
+            UsageError: a spacing the solver does not know, or a number of steps that it cannot place.
+        """
+        times = timesteps(spacing, schedule.timesteps, steps, includes_end=self.includes_end)
+        return times, schedule.alpha_bar(times)
 
     @abstractmethod
     def rows(self, levels: Levels, prediction: Prediction, eta: float) -> list[Row]:
