@@ -75,7 +75,10 @@ OutFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder of the r
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Solver = Annotated[str, typer.Option("--solver", help="edge-sd list solvers.")]
 Spacing = Annotated[
-    str | None, typer.Option("--spacing", help="leading, trailing, linspace or quadratic; the solver's own if left out.")
+    str | None,
+    typer.Option(
+        "--spacing", help="leading, trailing, linspace or quadratic (FastDPM: linear or quadratic); the solver's own if left out."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
 Devices = Annotated[

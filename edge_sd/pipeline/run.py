@@ -11,8 +11,7 @@ from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import grid, rgb, save_png
 from edge_sd.devices import BenchResult, Job, bench
 from edge_sd.devices.host import describe_host
-from edge_sd.diffusion import compile_plan, solvers
-from edge_sd.diffusion.spacing import timesteps
+from edge_sd.diffusion import NoiseSchedule, compile_plan, solvers
 from edge_sd.errors import ParityError, UsageError
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.export import ExportRequest, export_bundle, find_targets
@@ -105,7 +104,7 @@ class Run:
         solver = solvers().get(config.sample.solver)
         if solver is None:
             raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
-        timesteps(config.sample.spacing or solver.default_spacing, 1000, config.sample.steps, includes_end=solver.includes_end)
+        solver.visits(NoiseSchedule(), config.sample.steps, config.sample.spacing or solver.default_spacing)
         self.learning.check()
         if config.student.config.num_classes is not None:
             raise UsageError(

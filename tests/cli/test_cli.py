@@ -352,7 +352,10 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
         (("train", *TINY, "-o", "BUNDLE"), ["is no training run"]),
         (("train", "--preset", "church-sd", "-o", "OUT", *TINY), ["channels"]),
         (("distill", "--teacher", "CHECKPOINT", "--alpha", "1", "-o", "OUT"), ["alpha"]),
-        (("sample", "CHECKPOINT", "--solver", "euler", "-o", "OUT"), ["unknown solver 'euler'", "ddim, ddpm, dpmpp, unipc"]),
+        (
+            ("sample", "CHECKPOINT", "--solver", "euler", "-o", "OUT"),
+            ["unknown solver 'euler'", "ddim, ddpm, dpmpp, fastdpm-step, fastdpm-var, unipc"],
+        ),
         (("sample", "CHECKPOINT", "--steps", "0", "-o", "OUT"), ["0 steps", "--steps 20"]),
         (("sample", "BUNDLE", "--steps", "0", "-o", "OUT"), ["0 steps"]),
         (("sample", "CHECKPOINT", "--spacing", "wide", "-o", "OUT"), ["unknown spacing 'wide'", "trailing"]),

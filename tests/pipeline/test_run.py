@@ -243,7 +243,10 @@ def test_a_failed_gate_fails_every_time(copied: Path, walk: Walk) -> None:
         ({"teacher": {"train": {"learning_rate": "fast"}}}, r"teacher\.train\.learning_rate"),
         ({"teacher": {"checkpoint": "t.safetensors"}}, "either as a checkpoint or as a preset"),
         ({"teacher": {"checkpoint": "missing.safetensors", "preset": None}}, r"missing\.safetensors does not exist"),
-        ({"sample": {"solver": "euler"}}, "unknown solver 'euler' .try: one of ddim, ddpm, dpmpp, unipc"),
+        (
+            {"sample": {"solver": "euler"}},
+            "unknown solver 'euler' .try: one of ddim, ddpm, dpmpp, fastdpm-step, fastdpm-var, unipc",
+        ),
         ({"sample": {"spacing": "wide"}}, "unknown spacing 'wide'"),
         ({"sample": {"steps": 0}}, r"sample\.steps"),
         ({"sample": {"steps": 1001}}, "1001 steps"),
