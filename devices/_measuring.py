@@ -76,6 +76,7 @@ def measure(calls: Calls, rows: int, limits: Limits, threads: int, observe: Call
     while len(samples) < limits.iterations and (len(samples) < 3 or time.monotonic() - began <= limits.most_seconds):
         samples.append(step())
         say(len(samples), limits.iterations)
+    observe(len(samples), limits.iterations)
     found: dict[str, Any] = {"first_ms": first, "warmup_ms": warmup, "stable": settled, "samples_ms": samples}
     if calls.decode is not None:
         found["decoder_ms"] = _several(calls.decode, max(limits.images, 1) + 1)[1:]

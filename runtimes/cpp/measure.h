@@ -86,6 +86,7 @@ class Measurer {
       samples.push_back(step());
       say(samples.size(), limits_.iterations);
     }
+    std::fprintf(stderr, "step %zu of %zu\n", samples.size(), size_t(limits_.iterations));
     const Trajectory& golden = job_.golden.trajectories[0];
     for (size_t i = 0; job_.decoder && i <= std::max<size_t>(limits_.images, 1); ++i) {
       double milliseconds = 0;

@@ -127,7 +127,7 @@ def test_what_runs_there_ends_when_this_process_is_killed(phone: Phone) -> None:
     run = (
         f"from edge_sd.devices.adb import AdbTransport\nAdbTransport({phone.serial!r}).shell('cd /data/local/tmp && exec cat')\n"
     )
-    with subprocess.Popen([sys.executable, "-c", run]) as process:
+    with subprocess.Popen([sys.executable, "-c", run], cwd="/") as process:
         deadline = time.monotonic() + 60
         while ["cat"] not in phone.processes() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -67,16 +67,19 @@ def test_equal_pairs_and_a_single_pair() -> None:
     assert (ratio, low, high) == (pytest.approx(2), 0, np.inf)
 
 
-def test_on_this_machine_a_bundle_is_as_fast_as_itself_and_torch_is_slower(bundle: Bundle) -> None:
+def test_two_jobs_in_turn_on_this_machine(bundle: Bundle) -> None:
+    """Which is faster, and how sure that is, the benchmark tells: a machine that is busy with other tests need not."""
     seen: list[str] = []
     same = compare("host", (bundle, QUICK), (bundle, QUICK), pairs=4, observe=lambda done, total, note: seen.append(note))
     assert (len(same.a.blocks_ms), len(same.b.blocks_ms)) == (4, 4)
     assert same.interleaved
     assert [note[-1] for note in seen[2:-1]] == list("ABBAABBA")
     assert 0.2 < same.speedup < 5
-    slower = compare("host", (bundle, QUICK), (bundle, QUICK.model_copy(update={"runtime": "torch"})), pairs=4)
-    assert slower.faster == "A", slower
-    assert "A is" in slower.verdict
+    other = compare("host", (bundle, QUICK), (bundle, QUICK.model_copy(update={"runtime": "torch"})), pairs=4)
+    assert (other.a.runtime, other.b.runtime) == ("executorch-runner", "torch")
+    assert other.low <= other.speedup <= other.high
+    ratios = np.log(np.array(other.a.blocks_ms) / np.array(other.b.blocks_ms))
+    assert other.speedup == pytest.approx(np.exp(ratios.mean()))
 
 
 def test_real_times_and_imitated_ones_are_never_compared(bundle: Bundle) -> None:

@@ -186,8 +186,10 @@ def test_answers_that_are_cut_short(bundle: Bundle, step: Step, said: str) -> No
         assert phone.left() == []
 
 
-@pytest.mark.parametrize("command", ["uname -m", "mktemp", "sha256sum"])
-@pytest.mark.parametrize("keep", [1, 40])
+@pytest.mark.parametrize(
+    ("command", "keep"),
+    [("uname -m", 1), ("uname -m", 40), ("mkdir -m", 1), ("mkdir -m", 20), ("sha256sum", 1), ("sha256sum", 40)],
+)
 def test_output_that_is_cut_short(bundle: Bundle, command: str, keep: int) -> None:
     """adb takes it for a command that ended well; we do not."""
     with phone_that(CutOutput(command, keep)) as phone:
@@ -237,7 +239,8 @@ def test_interrupted_here(bundle: Bundle, tmp_path: Path, steps: tuple[Step, ...
     with phone_that(*steps) as phone:
         arguments = [phone.serial, str(bundle.path), job(prove=False, minutes=5.0, patience=60.0).model_dump_json()]
         environment = {**os.environ, "TMPDIR": str(tmp_path)}
-        with subprocess.Popen([sys.executable, "-c", _ALL_OF_IT, *arguments], env=environment, stderr=subprocess.PIPE) as process:
+        command = [sys.executable, "-c", _ALL_OF_IT, *arguments]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd="/") as process:
             deadline = time.monotonic() + 60
             while not list(phone.files.glob(sign)) and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -189,6 +189,7 @@ async def _main(spec: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the tests end it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what is ignored here no shell can trap, and the tests may run under nohup
     try:
         asyncio.run(_main(json.loads(sys.argv[1])))
     except subprocess.CalledProcessError as error:
