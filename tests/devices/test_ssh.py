@@ -323,7 +323,7 @@ def refused(server: LoopbackSshd, address: str = "board") -> DeviceError:
     before = set(psutil.Process().children(recursive=True)), sockets()
     with pytest.raises(DeviceError) as caught:
         SshTransport(address, config=server.config)
-    assert set(psutil.Process().children(recursive=True)) <= before[0]
+    assert not left_beside(before[0])
     assert sockets() <= before[1]
     return caught.value
 
