@@ -14,13 +14,20 @@ from edge_sd.devices._job import BenchResult, Job
 from edge_sd.errors import DeviceError, EdgeSDError
 from edge_sd.runtimes.parity import Gate
 
+_MOST_THREADS = 4
+
 
 @dataclass(frozen=True)
 class Task:
-    """A job and where to do it; `runtime` empty: what that device prefers for this bundle."""
+    """A job and where to do it; `runtime` empty: what that device prefers for this bundle.
+
+    Attributes:
+        own_threads: one a processor of the device's, at most four: phones have slow processors beside fast ones.
+    """
 
     place: str
     job: Job
+    own_threads: bool = False
 
     @property
     def title(self) -> str:
@@ -99,6 +106,8 @@ def _one(task: Task, bundle: Bundle, gate: Gate | None, floors: Floors | None, o
     observe(task, 0, 1, "connecting")
     with device.open(address) as connection:
         job = task.job if task.job.runtime else task.job.model_copy(update={"runtime": preferred(connection, bundle, task.place)})
+        if task.own_threads:
+            job = job.model_copy(update={"threads": min(connection.info().cores, _MOST_THREADS)})
         return bench_on(
             connection, bundle, job, gate=gate, floors=floors, observe=lambda done, total, note: observe(task, done, total, note)
         )

@@ -80,7 +80,9 @@ Spacing = Annotated[
         "--spacing", help="leading, trailing, linspace or quadratic (FastDPM: linear or quadratic); the solver's own if left out."
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="Threads of one call; all cores if left out.", min=1)]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="Threads of one call; all cores if left out (of a device, four at most).", min=1)
+]
 Devices = Annotated[
     list[str] | None,
     typer.Option("--device", help="NAME or NAME:ADDRESS, once for each device; edge-sd list devices. This machine if left out."),

@@ -55,8 +55,6 @@ def bench(
 
     Example: edge-sd bench student.edgesd --device host --device adb:SERIAL --runtime all -o results
     """
-    import os
-
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._options import numbers_of
     from edge_sd.devices import Job
@@ -70,7 +68,7 @@ def bench(
         Job,
         {
             "runtime": "",
-            "threads": threads or os.cpu_count() or 1,
+            "threads": threads or 1,
             "prove": prove,
             "least_warmup": warmup,
             "most_warmup": max(200, 20 * warmup),
@@ -83,7 +81,7 @@ def bench(
         },
         "bench",
     )
-    tasks = _tasks(opened, device or ["host"], runtime or [], job)
+    tasks = _tasks(opened, device or ["host"], runtime or [], job, own_threads=threads is None)
     results = _run(opened, tasks, output, overwrite, as_json)
     if any(result.parity is not None and not result.parity.passed for result in results):
         from edge_sd.errors import ParityError
@@ -95,7 +93,7 @@ def bench(
         )
 
 
-def _tasks(bundle: "Bundle", places: list[str], names: list[str], job: "Job") -> "list[Task]":
+def _tasks(bundle: "Bundle", places: list[str], names: list[str], job: "Job", *, own_threads: bool) -> "list[Task]":
     from edge_sd.devices import find_device
     from edge_sd.devices._bench import target_of
     from edge_sd.devices._pool import Task
@@ -110,7 +108,7 @@ def _tasks(bundle: "Bundle", places: list[str], names: list[str], job: "Job") ->
         for name in wanted:
             if name:
                 bundle.program(target_of(name))
-            tasks.append(Task(place, job.model_copy(update={"runtime": name})))
+            tasks.append(Task(place, job.model_copy(update={"runtime": name}), own_threads))
     return tasks
 
 
@@ -206,7 +204,8 @@ def print_results(results: "list[BenchResult]") -> None:
     figures = ("parity, worst step", "load ms", "first ms", "p50 ms", "95 %", "p90 ms", "p99 ms", "decoder ms", "image ms")
     first = results[0]
     where = "; ".join(dict.fromkeys(f"{each.device.title} is {each.device.model}, {each.device.system}" for each in results))
-    note = f"{first.job.threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
+    threads = "/".join(dict.fromkeys(str(each.job.threads) for each in results))
+    note = f"{threads} threads, batch 1; a call is of the denoiser, an image {first.steps} and the decoder; {where}"
     print_table(f"{first.bundle}: latency", (*subject, *figures), rows, note)
     if memory:
         amounts = ("before MiB", "peak MiB", "program MiB", "forecast MiB", "of ceiling", "ceiling")

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from edge_sd.bundle import Bundle
@@ -103,6 +104,11 @@ def test_the_device_chooses_a_runtime_where_none_is_named(bundle: Bundle) -> Non
     results, failures = run_tasks([Task("host", QUICK.model_copy(update={"runtime": ""}))], bundle)
     assert failures == []
     assert results[0].job.runtime in ("executorch", "onnxruntime")
+
+
+def test_threads_are_the_devices_where_none_are_asked_for(bundle: Bundle) -> None:
+    results, _ = run_tasks([Task("host", QUICK, own_threads=True), Task("host", QUICK)], bundle)
+    assert [result.job.threads for result in results] == [min(psutil.cpu_count() or 1, 4), 1]
 
 
 def test_nothing_begins_with_a_device_that_does_not_exist(bundle: Bundle) -> None:
