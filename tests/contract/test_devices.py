@@ -17,10 +17,13 @@ from adbd.server import private_server
 from damage import reseal
 from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.devices import BenchResult, Job, bench, devices, find_device
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import EdgeSDError, ExitCode, UsageError
+from edge_sd.files import read_model
+from edge_sd.report.parity import ParityReport
 from edge_sd.runnable import Availability
 from edge_sd.runtimes.floor import Floor, Precision, noise_floor
 from loopback_sshd import loopback_sshd
+from verbs import call
 
 
 class Subject(NamedTuple):
@@ -171,3 +174,28 @@ def test_a_program_that_does_not_load_is_an_error_in_words(
 def test_an_unknown_device_is_named_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"unknown device 'phone' .try: one of .*host"):
         find_device("phone")
+
+
+# By the command line
+
+
+def test_parity_on_devices_in_one_table(places: dict[str, str], bundle: Bundle, tmp_path: Path) -> None:
+    there = [word for device in ("host", "ssh", "adb") for word in ("--device", places[device])]
+    done = call("parity", bundle.path, *there, "--runtime", "executorch-runner", "-o", tmp_path / "parity")
+    assert done.code == 0, done.err
+    assert all(f"executorch-runner on {places[device]}" in done.out for device in ("ssh", "adb"))
+    report = read_model(ParityReport, tmp_path / "parity" / "parity.json")
+    assert [result.device for result in report.results] == ["host", places["ssh"], places["adb"]]
+    assert len({result.worst_step.forced.value_db for result in report.results}) == 1  # the same program, to the bit
+    assert all((tmp_path / "parity" / picture).is_file() for picture in report.pictures.values())
+
+
+def test_a_device_that_is_not_there_takes_nothing_from_the_others(places: dict[str, str], bundle: Bundle, tmp_path: Path) -> None:
+    there = ("--device", "adb:; reboot", "--device", places["ssh"], "--device", places["adb"])
+    quick = ("--runtime", "executorch-runner", "--iterations", 3, "--warmup", 1, "--threads", 1)
+    done = call("bench", bundle.path, *there, *quick, "-o", tmp_path / "results")
+    assert done.code == ExitCode.DEVICE == 4
+    assert "adb:; reboot is not there" in done.err
+    kept = [read_model(BenchResult, path) for path in sorted((tmp_path / "results").iterdir())]
+    assert {result.device.title for result in kept} == {places["ssh"], places["adb"]}
+    assert all(result.parity is not None and result.parity.passed for result in kept)
