@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, so that its pool starts with one
 
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,10 @@ from edge_sd.diffusion import SCHEDULES
 from edge_sd.models import ModelConfig
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.runtimes._native import cache
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and so would be all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # sums of one order: weights can be compared to the bit
 
