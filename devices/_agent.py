@@ -10,6 +10,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,10 +76,18 @@ class Work:
         import numpy as np
 
         found: dict[str, Any] = {}
+        total, done = 2 * self._rows * self._count, 0
+
+        def heard(prediction: Any) -> Any:
+            nonlocal done
+            done += 1
+            say(done, total)
+            return prediction
+
         for index in range(self._count):
             samples, features, final = (self._golden[f"{index}.{name}"] for name in ("samples", "features", "final"))
-            found[f"{index}.forced"] = np.stack([self._step(index, row) for row in range(self._rows)])
-            free, _, last = self._draw(index, features, samples.shape[1:])
+            found[f"{index}.forced"] = np.stack([heard(self._step(index, row)) for row in range(self._rows)])
+            free, _, last = self._draw(index, features, samples.shape[1:], heard)
             found |= {f"{index}.free": np.stack(free), f"{index}.last": last}
             if self._decoder is not None:
                 found |= {f"{index}.image": self._decoder(final[None])[0], f"{index}.drawn": self._decoder(last[None])[0]}
@@ -114,10 +123,12 @@ class Work:
     def _call(self, x: Any, features: Any, row: int) -> Any:
         return self._denoisers[int(self._plan.program[row])](x, features[row : row + 1])
 
-    def _draw(self, index: int, features: Any, shape: tuple[int, ...]) -> tuple[list[Any], list[Any], Any]:
+    def _draw(
+        self, index: int, features: Any, shape: tuple[int, ...], heard: Callable[[Any], Any] = lambda prediction: prediction
+    ) -> tuple[list[Any], list[Any], Any]:
         from edge_sd.diffusion.execute import trace
 
-        return trace(self._plan, lambda x, row: self._call(x, features, row), self._job["seed"], index, shape)
+        return trace(self._plan, lambda x, row: heard(self._call(x, features, row)), self._job["seed"], index, shape)
 
 
 class _Plan(SimpleNamespace):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import versions
-from edge_sd.devices._device import Connection, Observe, find_device, unobserved
+from edge_sd.devices._device import Connection, Observe, devices, find_device, unobserved
 from edge_sd.devices._fingerprint import DeviceInfo
 from edge_sd.devices._job import BenchResult, Job, Latency, Measurement, Outcome
 from edge_sd.errors import DeviceError, EdgeSDError, UsageError
@@ -15,8 +15,6 @@ from edge_sd.runtimes.evidence import Evidence
 from edge_sd.runtimes.floor import Floor, Precision, noise_floor
 from edge_sd.runtimes.parity import Gate, ParityResult, activations_on_grids, judge, precision_of
 
-# Runtimes that exist on devices alone, and whose programs they run.
-ELSEWHERE = {"onnxruntime-web": "onnx"}
 Floors = Mapping[Precision, Floor]
 
 
@@ -26,12 +24,12 @@ def target_of(runtime: str) -> str:
     Raises:
         UsageError: there is no such runtime.
     """
-    known = runtimes()
-    if runtime in known:
-        return known[runtime].target
-    if runtime in ELSEWHERE:
-        return ELSEWHERE[runtime]
-    raise UsageError(f"unknown runtime {runtime!r}", f"one of {', '.join((*known, *ELSEWHERE))}")
+    known = {name: each.target for name, each in runtimes().items()}
+    for device in devices().values():
+        known |= device.own_runtimes
+    if runtime not in known:
+        raise UsageError(f"unknown runtime {runtime!r}", f"one of {', '.join(known)}")
+    return known[runtime]
 
 
 def bench(

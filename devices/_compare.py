@@ -40,11 +40,6 @@ class Side(Record):
     runtime_version: str
     blocks_ms: tuple[float, ...] = Field(min_length=1)
 
-    @property
-    def title(self) -> str:
-        """As a sentence names it."""
-        return f"{self.bundle} in {self.runtime}"
-
 
 class Comparison(Record):
     """compare.json.
@@ -136,8 +131,12 @@ def compare(
     order = "AB" + order_of(pairs)  # the first two fill the device's caches of files, and are dropped
     with device.open(address) as left, device.open(address) as right:
         info = left.info()
+        kinds = {times_of(job.runtime, info) for _, job in (first, second)}
+        if len(kinds) > 1:
+            raise EdgeSDError(
+                "a real processor's times and an imitation's are never compared", "compare two runtimes of one kind"
+            )
         connections = {"A": left, "B": right}
-        right.info()
         for name, (bundle, job) in (("A", first), ("B", second)):
             connections[name].push(bundle, job.model_copy(update={"prove": False, "images": 0, "ceiling": False, "minutes": 0.0}))
         for number, name in enumerate(order):
@@ -160,9 +159,6 @@ def compare(
         for name, (bundle, job) in (("A", first), ("B", second))
     )
     ratio, low, high = ratio_interval(np.log(np.array(a.blocks_ms) / np.array(b.blocks_ms)))
-    kinds = {times_of(job.runtime, info) for _, job in (first, second)}
-    if len(kinds) > 1:
-        raise EdgeSDError("a real processor's times and an imitation's are never compared", "compare two runtimes of one kind")
     return Comparison(
         device=info, times=kinds.pop(), threads=first[1].threads, a=a, b=b, interleaved=True, speedup=ratio, low=low, high=high
     )

@@ -1,8 +1,8 @@
 """What a device is: one small class, one file each in this folder, found by its name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
 
 from typing_extensions import Self
 
@@ -76,12 +76,14 @@ class Device(ABC):
         name: what `--device` begins with.
         about: one line for `edge-sd list devices`.
         address: what stands behind the colon, for a person; empty where nothing does.
+        own_runtimes: names of runtimes that exist there alone, and the target whose programs each runs.
         shares_host: its jobs run on this machine's processors, so that two at once would spoil each other's times.
     """
 
     name: str
     about: str
     address: str = ""
+    own_runtimes: Mapping[str, str] = MappingProxyType({})
     shares_host: bool = False
 
     @property

@@ -124,9 +124,9 @@ class RemoteConnection(Connection):
 
     def runtimes(self, bundle: Bundle) -> tuple[str, ...]:
         targets = {program.target for program in bundle.manifest.programs}
-        found = ["executorch-runner"] if "executorch" in targets else []
+        found = [staging.RUNNER] if "executorch" in targets else []
         if "onnx" in targets and self._transport.shell(staging.HAS_ONNXRUNTIME).status == 0:
-            found.append("onnxruntime")
+            found.append(staging.ONNXRUNTIME)
         return tuple(found)
 
     def push(self, bundle: Bundle, job: Job, observe: Observe = unobserved) -> None:

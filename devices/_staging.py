@@ -18,14 +18,15 @@ from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import explained, write_model, write_text
 from edge_sd.runtimes import _native as native
 from edge_sd.runtimes.evidence import EvidenceHeader
-from edge_sd.runtimes.executorch_runner import runnable
+from edge_sd.runtimes.executorch_runner import ExecuTorchRunner, runnable
+from edge_sd.runtimes.onnxruntime import OnnxRuntime
 from edge_sd.validation import Record
 
 # A board's Python, unless its own environment names another (that of a virtual environment, say).
 _PYTHON = '"${EDGE_SD_PYTHON:-python3}"'
 # What it is asked. A constant, and silent.
 HAS_ONNXRUNTIME = f"ORT_DISABLE_TELEMETRY=1 {_PYTHON} -c 'import numpy, onnxruntime' > /dev/null 2>&1"
-RUNNER, ONNXRUNTIME = "executorch-runner", "onnxruntime"
+RUNNER, ONNXRUNTIME = ExecuTorchRunner.name, OnnxRuntime.name
 _AGENT = "agent.pyz"
 _PLAIN = re.compile(r"[A-Za-z0-9._:/-]+")
 _PACKAGE = Path(__file__).parent

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from pydantic import Field
@@ -84,6 +85,7 @@ class Browser(Device):
     name = "browser"
     about = "a browser without a window on this machine: ONNX Runtime Web by wasm or WebGPU"
     address = "[wasm|webgpu]"
+    own_runtimes = MappingProxyType({RUNTIME: _TARGET})
     shares_host = True
 
     def available(self) -> Availability:

@@ -82,14 +82,14 @@ def parity(
 
 def _locate(bundle: "Bundle", unproved: "list[ParityResult]") -> None:
     from edge_sd.cli._console import say
-    from edge_sd.runtimes import find_runtime
+    from edge_sd.devices._bench import target_of
     from edge_sd.runtimes.locate import locate
 
     if not unproved:
         say("nothing to locate: every runtime draws what the reference draws")
     for result in unproved:
         say(f"looking into {result.title}; where a program is lowered anew for it this takes a minute")
-        say(locate(bundle, find_runtime(result.runtime).target, result).verdict)
+        say(locate(bundle, target_of(result.runtime), result).verdict)
 
 
 def _names(bundle: "Bundle", asked: list[str] | None) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -17,17 +16,10 @@ from edge_sd.diffusion import NoiseSchedule, Plan, compile_plan, execute
 from edge_sd.diffusion.unified import KNOWN, Decision, SolverSchedule, compile_schedule, known_schedule
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import parse_model
+from schedulers import PREDICTION, SCHEDULE, SHAPE, model, their_trajectory
 
 STEPS = (5, 10, 20, 50)
-SHAPE = (2, 3, 8, 8)
-SCHEDULE = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
-PREDICTION = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 MULTISTEP, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
-
-
-def model(x: np.ndarray, t: float) -> np.ndarray:
-    """As in test_solvers: smooth, nonlinear, non-local."""
-    return np.tanh(1.3 * x + 0.001 * t) * 0.9 + 0.1 * np.roll(x, 1, -1)
 
 
 def run(plan: Plan, program: Callable[[np.ndarray, float], np.ndarray] = model, dtype: Any = np.float64) -> list[np.ndarray]:
@@ -56,27 +48,10 @@ def spaced(steps: int) -> np.ndarray:
 # Known solvers
 
 
-class Double(torch.Tensor):
-    """A float64 tensor that stays one: DPM-Solver's step casts its sample to float32."""
-
-    def to(self, *args: Any, **kwargs: Any) -> "Double":
-        return self
-
-
-def their_trajectory(scheduler: Any, schedule: NoiseSchedule, steps: int) -> list[np.ndarray]:
-    """Diffusers' scheduler with its levels put back into float64, as in test_solvers."""
-    abar = torch.from_numpy(schedule.alpha_bar(np.arange(schedule.timesteps)))
-    scheduler.alphas_cumprod = abar
-    scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "sigmas"):
-        at = abar[scheduler.timesteps.long()]
-        scheduler.sigmas = torch.cat([((1 - at) / at).sqrt(), torch.zeros(1, dtype=torch.float64)])
-    x = torch.from_numpy(np.random.default_rng(0).standard_normal(SHAPE)).as_subclass(Double)
-    points = []
-    for t in scheduler.timesteps:
-        points.append(x.numpy())
-        x = scheduler.step(torch.from_numpy(model(x.numpy(), float(t))).as_subclass(Double), t, x).prev_sample
-    return [*points, x.numpy()]
+def their_points(scheduler: Any, schedule: NoiseSchedule, steps: int) -> list[np.ndarray]:
+    """Diffusers' whole trajectory, its end included."""
+    last, points = their_trajectory(scheduler, schedule, steps)
+    return [*points, last]
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -91,7 +66,7 @@ def test_multistep_is_diffusers(steps: int, kind: Any, prediction: Any, name: st
         beta_schedule=SCHEDULE[kind], timestep_spacing="trailing", final_sigmas_type="zero",
         solver_order=int(name.split("-")[1][0]), prediction_type=PREDICTION[prediction],
     )  # fmt: skip
-    theirs = their_trajectory(scheduler, schedule, steps)
+    theirs = their_points(scheduler, schedule, steps)
     plan = compile_schedule(known_schedule(name, schedule, prediction, scheduler.timesteps.numpy()))
     assert distance(run(plan), theirs) <= 1e-9
 
@@ -103,7 +78,7 @@ def test_ddim_is_diffusers(steps: int, kind: Any, prediction: Any) -> None:
     scheduler = diffusers.DDIMScheduler(
         beta_schedule=SCHEDULE[kind], clip_sample=False, timestep_spacing="trailing", prediction_type=PREDICTION[prediction]
     )
-    theirs = their_trajectory(scheduler, schedule, steps)
+    theirs = their_points(scheduler, schedule, steps)
     plan = compile_schedule(known_schedule("ddim", schedule, prediction, scheduler.timesteps.numpy()))
     assert distance(run(plan), theirs) <= 1e-10
 
