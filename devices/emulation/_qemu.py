@@ -10,13 +10,15 @@ HOST = "board"  # in the configuration for ssh
 
 # Starts the board and is its parent. Its input is this process's hold on the board: it ends without a word where this process
 # ends before it has let the board go, and the board is killed; after "stay" the board is on its own. Constant: the board's
-# command comes as arguments. As long as the keeper reads, the board's number cannot be given to another process.
+# command comes as arguments. As long as the keeper reads, the board's number cannot be given to another process. Where this
+# process ended before the keeper could answer, the answer must not end the keeper (PIPE), who has the board to kill.
 KEEPER = """
 console=$1; shift
 exec 3<&0
 (
   "$@" < /dev/null > "$console" 2>&1 3<&- &
   board=$!
+  trap '' PIPE
   echo "$board $(exec sh -c 'echo $PPID')"
   exec > /dev/null 2>&1
   read -r word <&3

@@ -21,6 +21,7 @@ from edge_sd.devices.emulation import _create as made
 from edge_sd.devices.emulation._disk import digest
 from edge_sd.devices.emulation._initrd import depends, in_order, newc
 from edge_sd.devices.emulation._process_id import ProcessId
+from edge_sd.devices.emulation._qemu import KEEPER
 from edge_sd.devices.emulator import BoardTransport, Emulator
 from edge_sd.errors import DeviceError, InstallationError
 from edge_sd.files import read_model, sha256, write_model
@@ -332,6 +333,17 @@ def test_a_start_that_is_cut_off_leaves_no_board(home: Path, cache: Path, number
     assert emulation.find_running(ready=False) is None
     if number == signal.SIGINT:
         assert not (home / "run").exists()
+
+
+def test_the_keeper_kills_what_it_started_for_one_that_never_hears_of_it(tmp_path: Path) -> None:
+    """Killed while the keeper starts: nobody holds the other ends of its pipes when it answers."""
+    nobody, answer = os.pipe()
+    os.close(nobody)
+    board = ["sh", "-c", "echo there; sleep 1000", str(tmp_path)]
+    keeper = ["sh", "-c", KEEPER, "sh", str(tmp_path / "console"), *board]
+    subprocess.run(keeper, stdin=subprocess.DEVNULL, stdout=answer, stderr=subprocess.DEVNULL, check=True, timeout=60)
+    os.close(answer)
+    assert gone(tmp_path)
 
 
 # A board that does not start
