@@ -16,7 +16,8 @@ from edge_sd.bundle.contract import Contract
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest, Program
 from edge_sd.checkpoint import versions
 from edge_sd.decoder import Decoder
-from edge_sd.diffusion import Plan, compile_plan
+from edge_sd.diffusion import Plan, PlanChoice
+from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export._card import card
 from edge_sd.export._check import Check, check_target, find_targets, refuse, refuse_full_disk
@@ -25,7 +26,7 @@ from edge_sd.export._target import Source, Target, TargetOptions
 from edge_sd.files import write_text
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
-from edge_sd.quantize.checkpoint import AnyCheckpoint, QuantizedCheckpoint
+from edge_sd.quantize.checkpoint import AnyCheckpoint, QuantizedCheckpoint, plan_from
 from edge_sd.quantize.recipe import Recipe
 from edge_sd.runnable import Session
 from edge_sd.sampling import plan_features
@@ -66,6 +67,7 @@ class ExportRequest:
     Attributes:
         targets: names of `targets()`, or `all`.
         solver, steps, spacing: the plan; see `compile_plan`.
+        plan: one that was made before, in place of these three; its time features are made anew.
         seed, goldens: of the golden trajectories; of a model with classes, trajectory i is of class i.
         temporal: export the program `temporal` also where it is not needed, for a device that makes its own plans.
         ram_budget: bytes that no program may exceed by forecast.
@@ -78,6 +80,7 @@ class ExportRequest:
     solver: str = "dpmpp"
     steps: int = 20
     spacing: str | None = None
+    plan: Plan | None = None
     seed: int = 0
     goldens: int = 3
     temporal: bool = False
@@ -179,12 +182,12 @@ def _opened(
     if request.goldens < 1:
         raise UsageError("a bundle needs at least one golden trajectory", "--goldens 3")
     header = checkpoint.header
-    if isinstance(checkpoint, QuantizedCheckpoint):
-        plan = checkpoint.plan_for(request.solver, request.steps, request.spacing)
+    plan = request.plan
+    if plan is not None:
+        refuse_other_process(plan, header.noise_schedule, header.prediction, "the plan that was given")
+        plan = checkpoint.with_groups(plan) if isinstance(checkpoint, QuantizedCheckpoint) else plan.bare()
     else:
-        plan = compile_plan(
-            header.noise_schedule, request.steps, solver=request.solver, prediction=header.prediction, spacing=request.spacing
-        )
+        plan = plan_from(checkpoint, PlanChoice(solver=request.solver, steps=request.steps, spacing=request.spacing))
     model = checkpoint.build()
     if header.model.num_classes is None:
         plan = plan.with_features(plan_features(model, plan))

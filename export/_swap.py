@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from edge_sd.bundle import Bundle, file_entries, write_bundle
-from edge_sd.bundle.bundle import check_plan
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
 from edge_sd.decoder import load_decoder
 from edge_sd.diffusion import Plan
+from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export._card import card
 from edge_sd.export._check import targets
@@ -23,7 +23,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     """Write a bundle with another plan; no program is exported again, only the contracts inside them are replaced.
 
     Args:
-        plan: without features; for the model's own schedule and prediction.
+        plan: for the model's own schedule and prediction; its time features, where it has any, are made anew.
         out: may be the bundle itself, which is then replaced as a whole.
         goldens: golden trajectories of the new bundle; as many as before if left out.
 
@@ -31,8 +31,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
         EdgeSDError: the plan is of another schedule or prediction.
     """
     manifest = bundle.manifest
-    if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
-        check_plan(bundle.path, manifest, plan)
+    refuse_other_process(plan, manifest.noise_schedule, manifest.prediction, bundle.path)
     if len(bundle.plan.header.programs) > 1:
         raise UsageError(
             f"{bundle.path} was quantized in groups of the steps of its own plan", "quantize with --groups 1, or for this plan"
@@ -42,7 +41,8 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None
     count = len(bundle.golden.trajectories) if goldens is None else goldens
     request = ExportRequest(targets=(), seed=bundle.golden.header.seed, goldens=count)
-    filled = plan if manifest.labelled else plan.with_features(plan_features(model, plan))
+    bare = plan.bare()
+    filled = bare if manifest.labelled else bare.with_features(plan_features(model, bare))
 
     def fill(folder: Path) -> Manifest:
         for name in manifest.files:

@@ -14,6 +14,7 @@ from edge_sd.bundle.manifest import DECODER
 from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
 from edge_sd.decoder import Decoder, latent_space, load_decoder
 from edge_sd.diffusion import Plan, compile_plan
+from edge_sd.diffusion.choice import PlanChoice, PlanFile, PlanSource
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import EdgeSDError, UsageError
@@ -127,6 +128,24 @@ class QuantizedCheckpoint:
             )
         return plan.with_programs(recipe.starts)
 
+    def with_groups(self, plan: Plan) -> Plan:
+        """A plan that was made elsewhere, its column `program` calling each group's program.
+
+        Raises:
+            UsageError: the model has several groups, and the plan visits other timesteps than their ranges were found at.
+        """
+        recipe, bare = self.header.recipe, plan.bare()
+        if len(recipe.starts) <= 1:
+            return bare
+        own = self.plan_for(recipe.solver, recipe.steps, recipe.spacing)
+        if not np.array_equal(own.timestep, bare.timestep):
+            raise UsageError(
+                f"the model was quantized for {recipe.steps} steps of {recipe.solver}, in groups with ranges of their own, and "
+                f"the plan's {len(bare)} timesteps are others",
+                "quantize with --groups 1, or for this plan's timesteps",
+            )
+        return bare.with_programs(recipe.starts)
+
     def save(self, path: Path) -> None:
         """Write the file, atomically."""
         write_tensors(path, self.tensors, self.header)
@@ -207,6 +226,22 @@ def _taken(tensors: dict[str, np.ndarray], name: str, dtype: type, ndim: int) ->
 
 
 AnyCheckpoint = Checkpoint | QuantizedCheckpoint
+
+
+def plan_from(checkpoint: AnyCheckpoint, source: PlanSource | None) -> Plan:
+    """The plan that is asked for; where none is, the one it was quantized for, or the default.
+
+    Raises:
+        EdgeSDError: it cannot be compiled, or is for another model; see `QuantizedCheckpoint.with_groups` too.
+    """
+    header = checkpoint.header
+    if not isinstance(checkpoint, QuantizedCheckpoint):
+        return (source or PlanChoice()).plan(header.noise_schedule, header.prediction)
+    if isinstance(source, PlanFile):
+        return checkpoint.with_groups(source.plan(header.noise_schedule, header.prediction))
+    recipe = checkpoint.header.recipe
+    own = PlanChoice(solver=recipe.solver, steps=recipe.steps, spacing=recipe.spacing)
+    return checkpoint.plan_for(**(source or own).model_dump())
 
 
 def load_quantized(path: Path) -> QuantizedCheckpoint:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle import Bundle, open_bundle, trace
-from edge_sd.evaluation.draw import Draw, Drawer, PlanChoice, labels_of, origin_of
+from edge_sd.diffusion.choice import PlanSource
+from edge_sd.evaluation.draw import Draw, Drawer, labels_of, origin_of
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import rgb_pixels
 from edge_sd.runtimes._loop import open_sampler, rows_of
@@ -26,7 +27,7 @@ class BundleDrawer(Drawer):
 
     path: Path
     runtime: str = "onnxruntime"
-    plan: PlanChoice | None = None
+    plan: PlanSource | None = None
     seed: int = 0
     label: int | None = None
 
@@ -59,11 +60,10 @@ class BundleDrawer(Drawer):
         bundle = open_bundle(self.path)
         if self.plan is None:
             return bundle
-        from edge_sd.diffusion import compile_plan
+        from edge_sd.bundle.manifest import REFERENCE
+        from edge_sd.quantize.checkpoint import load_any, plan_from
 
-        manifest = bundle.manifest
-        plan = compile_plan(manifest.noise_schedule, prediction=manifest.prediction, **self.plan.model_dump())
-        return replace(bundle, plan=plan)
+        return replace(bundle, plan=plan_from(load_any(self.path / REFERENCE), self.plan))
 
     def _rows(self, bundle: Bundle, label: int | None, threads: int | None) -> NDArray[np.float32]:
         if self.plan is None:

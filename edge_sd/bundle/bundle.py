@@ -7,7 +7,7 @@ from pathlib import Path
 from edge_sd.bundle.contract import PlanSummary
 from edge_sd.bundle.golden import Golden, load_golden
 from edge_sd.bundle.manifest import GOLDEN, MANIFEST, PLAN, FileEntry, Manifest, Program
-from edge_sd.diffusion.plan import Plan, load_plan
+from edge_sd.diffusion.plan import Plan, load_plan, refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import model_text, new_folder, read_model, sha256, write_model
 
@@ -71,13 +71,7 @@ def check_plan(path: Path, manifest: Manifest, plan: Plan) -> None:
     Raises:
         EdgeSDError: another schedule, another prediction, or rows of another width.
     """
-    if (plan.header.prediction, plan.header.noise_schedule) != (manifest.prediction, manifest.noise_schedule):
-        raise EdgeSDError(
-            f"{path}: the plan is of another schedule or prediction than the model "
-            f"({plan.header.noise_schedule.kind}, {plan.header.prediction}; the model's are {manifest.noise_schedule.kind}, "
-            f"{manifest.prediction})",
-            "compile a plan for this bundle: edge-sd plan",
-        )
+    refuse_other_process(plan, manifest.noise_schedule, manifest.prediction, path)
     features = 0 if manifest.labelled else manifest.contract().inputs[1].shape[1]
     if plan.header.feature_width != features:
         raise EdgeSDError(f"{path}: the plan has {plan.header.feature_width} time features, the program takes {features}", _AGAIN)

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from edge_sd.data import ImageData
+    from edge_sd.diffusion.choice import PlanSource
     from edge_sd.models import ModelConfig, Preset
     from edge_sd.validation import Model
 
@@ -80,6 +81,10 @@ Spacing = Annotated[
         "--spacing", help="leading, trailing, linspace or quadratic (FastDPM: linear or quadratic); the solver's own if left out."
     ),
 ]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="A plan.safetensors of edge-sd plan, in place of --solver, --steps, --spacing and --eta."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Threads of one call; all cores if left out (of a device, four at most).", min=1)
 ]
@@ -120,6 +125,27 @@ def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model
     from edge_sd.validation import validated
 
     return validated(kind, {name: values[name] for name in kind.model_fields if name in values}, what)
+
+
+def plan_source(
+    plan: Path | None, solver: str | None, steps: int | None, spacing: str | None, eta: float = 0.0
+) -> "PlanSource | None":
+    """The plan that a verb's arguments ask for; None where nothing is asked for.
+
+    Raises:
+        UsageError: a file, and something beside it.
+    """
+    from edge_sd.diffusion.choice import PlanChoice, PlanFile
+    from edge_sd.errors import UsageError
+
+    given = {"solver": solver, "steps": steps, "spacing": spacing, "eta": eta or None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if plan is None:
+        return pick(PlanChoice, chosen, "plan") if chosen else None
+    if chosen:
+        named = ", ".join(f"--{name}" for name in chosen)
+        raise UsageError(f"--plan {plan} says all of the plan, and {named} something else", f"leave {named} out, or --plan")
+    return PlanFile(path=plan)
 
 
 def read_data(values: Mapping[str, object], size: int) -> "ImageData":

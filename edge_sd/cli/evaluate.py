@@ -8,7 +8,8 @@ import typer
 from edge_sd.cli import _options as option
 
 if TYPE_CHECKING:
-    from edge_sd.evaluation.draw import Drawer, PlanChoice
+    from edge_sd.diffusion.choice import PlanSource
+    from edge_sd.evaluation.draw import Drawer
     from edge_sd.evaluation.features import Features
     from edge_sd.evaluation.record import Evaluation
 
@@ -47,6 +48,7 @@ def evaluate(
     steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20, or a bundle's own plan.")] = None,
     spacing: option.Spacing = None,
     eta: Annotated[float, typer.Option("--eta", help="Share of fresh noise, for ddim.")] = 0.0,
+    plan: option.PlanFile = None,
     label: Annotated[
         int | None, typer.Option("--label", help="Class to draw; all in turn if left out, where there are any.", min=0)
     ] = None,
@@ -89,7 +91,7 @@ def evaluate(
     settings = option.pick(EvaluationSettings, values, "evaluation")
     extractor = _extractor(features, features_name, feature_size, inception_weights)
     check_enough(n, extractor, settings)  # before anything that takes minutes
-    drawer = _drawer(model, _plan(solver, steps, spacing, eta), runtime, label, seed, n, size, resize)
+    drawer = _drawer(model, option.plan_source(plan, solver, steps, spacing, eta), runtime, label, seed, n, size, resize)
     origin, side = drawer.origin, drawer.size
 
     seconds, started = {}, time.monotonic()
@@ -138,18 +140,9 @@ def _extractor(spec: str, name: str | None, size: int | None, inception_weights:
 # What is evaluated
 
 
-def _plan(solver: str | None, steps: int | None, spacing: str | None, eta: float) -> "PlanChoice | None":
-    """The plan that is asked for; None where nothing is."""
-    from edge_sd.evaluation.draw import PlanChoice
-
-    given = {"solver": solver, "steps": steps, "spacing": spacing, "eta": eta or None}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return option.pick(PlanChoice, chosen, "plan") if chosen else None
-
-
 def _drawer(
     model: Path,
-    plan: "PlanChoice | None",
+    plan: "PlanSource | None",
     runtime: str | None,
     label: int | None,
     seed: int,
@@ -168,7 +161,7 @@ def _drawer(
         if any(value is not None for value in (plan, runtime, label)):
             raise UsageError(
                 f"the samples in {model} are there already",
-                "leave --solver, --steps, --spacing, --eta, --runtime and --label out",
+                "leave --solver, --steps, --spacing, --eta, --plan, --runtime and --label out",
             )
         if kind == "samples":
             return GivenSamples(*load_samples(model))

@@ -28,6 +28,7 @@ def export(
         int | None, typer.Option("--steps", help="Function evaluations of the plan; 20, or what it was quantized for.")
     ] = None,
     spacing: option.Spacing = None,
+    plan: option.PlanFile = None,
     decoder: Annotated[
         Path | None, typer.Option("--decoder", help="Decoder of a latent model: a diffusers folder, or decoder.safetensors.")
     ] = None,
@@ -64,14 +65,15 @@ def export(
     """
     from edge_sd.bundle.bundle import SUFFIX
     from edge_sd.cli._console import say
+    from edge_sd.diffusion.choice import PlanFile
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
     from edge_sd.quantize.checkpoint import QuantizedHeader, open_any
     from edge_sd.validation import validated
 
-    given, checkpoint = checkpoint, option.shipped(checkpoint)
+    named, checkpoint = checkpoint, option.shipped(checkpoint)
     beside = Path(f"{checkpoint.resolve().name}{SUFFIX}") if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX)
-    out = output or (beside if checkpoint == given else Path(given.name + SUFFIX))
+    out = output or (beside if checkpoint == named else Path(named.name + SUFFIX))
     if out.exists() and not overwrite and not dry_run:  # before the weights are read
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another -o")
     options = {
@@ -82,15 +84,17 @@ def export(
     }
     target_options = validated(TargetOptions, options, "options of the target")
     find_targets(tuple(target))
+    source = option.plan_source(plan, solver, steps, spacing)
     model = open_any(checkpoint, decoder)
-    decoding, quantized_for = model.decoder, model.checkpoint.header
-    recipe = quantized_for.recipe if isinstance(quantized_for, QuantizedHeader) else None
+    decoding, header = model.decoder, model.checkpoint.header
+    recipe = header.recipe if isinstance(header, QuantizedHeader) else None
     own = ("dpmpp", 20, None) if recipe is None else (recipe.solver, recipe.steps, recipe.spacing)
+    given = source.plan(header.noise_schedule, header.prediction) if isinstance(source, PlanFile) else None
     solver, spacing = solver or own[0], spacing or own[2]
     steps = own[1] if steps is None else steps
     request = ExportRequest(
-        targets=tuple(target), options=target_options, solver=solver, steps=steps, spacing=spacing, seed=seed, goldens=goldens,
-        temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
+        targets=tuple(target), options=target_options, solver=solver, steps=steps, spacing=spacing, plan=given, seed=seed,
+        goldens=goldens, temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
         ram_budget=None if ram_budget is None else parse_size(ram_budget),
     )  # fmt: skip
     if dry_run:

@@ -11,7 +11,7 @@ from edge_sd.pretrained import DEFAULT
 if TYPE_CHECKING:
     import numpy as np
 
-_DEFAULT_SOLVER, _DEFAULT_STEPS = "dpmpp", 20
+    from edge_sd.diffusion.choice import PlanSource
 
 
 def sample(
@@ -24,6 +24,7 @@ def sample(
     steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20, or a bundle's own plan.")] = None,
     spacing: option.Spacing = None,
     eta: Annotated[float, typer.Option("--eta", help="Share of fresh noise, for ddim.")] = 0.0,
+    plan: option.PlanFile = None,
     runtime: Annotated[
         str | None, typer.Option("--runtime", help="edge-sd list runtimes; onnxruntime for a bundle, torch for a checkpoint.")
     ] = None,
@@ -50,18 +51,11 @@ def sample(
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     if output.suffix.lower() not in (".png", ""):
         raise UsageError(f"{output}: what is written is a PNG file", f"-o {output.with_suffix('.png')}")
-    plan_choice = None
-    if any((solver, steps is not None, spacing, eta)):
-        plan_choice = {
-            "solver": solver or _DEFAULT_SOLVER,
-            "steps": _DEFAULT_STEPS if steps is None else steps,
-            "spacing": spacing,
-            "eta": eta,
-        }
+    source = option.plan_source(plan, solver, steps, spacing, eta)
     if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
-        samples = _from_bundle(model, plan_choice, runtime or "onnxruntime", threads, seed, count, label)
+        samples = _from_bundle(model, source, runtime or "onnxruntime", threads, seed, count, label)
     elif runtime in (None, "torch"):
-        samples = _from_checkpoint(model, plan_choice, threads, seed, count, label)
+        samples = _from_checkpoint(model, source, threads, seed, count, label)
     else:
         raise UsageError(f"a checkpoint runs in torch, not in {runtime}", "edge-sd export makes a bundle of it")
     save_png(output, grid(rgb(samples), scale=scale))
@@ -70,7 +64,7 @@ def sample(
 
 def _from_checkpoint(
     path: Path,
-    plan_choice: "dict[str, object] | None",
+    source: "PlanSource | None",
     threads: int | None,
     seed: int,
     count: int,
@@ -79,19 +73,11 @@ def _from_checkpoint(
     import torch
 
     from edge_sd.cli._console import progress
-    from edge_sd.diffusion import compile_plan
-    from edge_sd.quantize.checkpoint import QuantizedCheckpoint, open_any
+    from edge_sd.quantize.checkpoint import open_any, plan_from
     from edge_sd.sampling import decode, sample_model
 
     model = open_any(path)
-    header = model.checkpoint.header
-    if isinstance(model.checkpoint, QuantizedCheckpoint):
-        recipe = model.checkpoint.header.recipe
-        own = {"solver": recipe.solver, "steps": recipe.steps, "spacing": recipe.spacing}
-        plan = model.checkpoint.plan_for(**(plan_choice or own))  # type: ignore[arg-type]
-    else:
-        choice = plan_choice or {"solver": _DEFAULT_SOLVER, "steps": _DEFAULT_STEPS}
-        plan = compile_plan(header.noise_schedule, prediction=header.prediction, **choice)  # type: ignore[arg-type]
+    plan = plan_from(model.checkpoint, source)
     if threads is not None:
         torch.set_num_threads(threads)
     with progress("sampling") as update:
@@ -111,7 +97,7 @@ def _from_checkpoint(
 
 def _from_bundle(
     path: Path,
-    plan_choice: "dict[str, object] | None",
+    source: "PlanSource | None",
     runtime: str,
     threads: int | None,
     seed: int,
@@ -125,15 +111,14 @@ def _from_bundle(
     from edge_sd.runtimes import find_runtime, open_sampler, rows_of, sample_bundle
 
     bundle, found = open_bundle(path), find_runtime(runtime)
-    if plan_choice is not None:  # rows for another plan come from the reference's `temporal`
+    if source is not None:  # rows for another plan come from the reference's `temporal`
         from edge_sd.bundle.manifest import REFERENCE
-        from edge_sd.diffusion import compile_plan
-        from edge_sd.quantize.checkpoint import load_any
+        from edge_sd.quantize.checkpoint import load_any, plan_from
         from edge_sd.sampling import plan_features
 
-        manifest = bundle.manifest
-        plan = compile_plan(manifest.noise_schedule, prediction=manifest.prediction, **plan_choice)  # type: ignore[arg-type]
-        plan = plan.with_features(plan_features(load_any(path / REFERENCE).build(), plan, label))
+        reference = load_any(path / REFERENCE)
+        plan = plan_from(reference, source)
+        plan = plan.with_features(plan_features(reference.build(), plan, label))
         bundle, features = replace(bundle, plan=plan), plan.features
     else:
         features = rows_of(bundle, found, label, threads)

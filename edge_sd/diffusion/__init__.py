@@ -1,5 +1,7 @@
 """Noise schedules, plans, and the solvers that compile to them."""
 
+from edge_sd.diffusion.choice import PlanChoice as PlanChoice
+from edge_sd.diffusion.choice import PlanFile as PlanFile
 from edge_sd.diffusion.execute import execute as execute
 from edge_sd.diffusion.noise import gaussian as gaussian
 from edge_sd.diffusion.noise import gaussian_batch as gaussian_batch

@@ -76,6 +76,12 @@ class Plan:
         header = self.header.model_copy(update={"feature_width": features.shape[1]})
         return Plan(header, {**self.columns, "features": features})
 
+    def bare(self) -> "Plan":
+        """Return this plan without what belongs to one model: rows of time features, and programs of groups of steps."""
+        header = self.header.model_copy(update={"feature_width": 0, "programs": ("denoiser",)})
+        columns = {name: column for name, column in self.columns.items() if name != "features"}
+        return Plan(header, {**columns, "program": np.zeros(len(self), dtype=np.int64)})
+
     def with_programs(self, starts: Sequence[int]) -> "Plan":
         """Return this plan with one program for each group of steps.
 
@@ -108,6 +114,32 @@ def load_plan(path: Path) -> Plan:
         return Plan(header, columns)
     except EdgeSDError as error:
         raise EdgeSDError(f"{path}: {error.message}", error.hint) from error
+
+
+def refuse_other_process(plan: Plan, schedule: NoiseSchedule, prediction: Prediction, source: Path | str) -> None:
+    """Refuse a plan that was made for another kind of model.
+
+    Args:
+        schedule, prediction: the model's.
+        source: where the plan comes from, for the message.
+
+    Raises:
+        EdgeSDError: another noise schedule, or coefficients for another prediction.
+    """
+    header = plan.header
+    if (header.prediction, header.noise_schedule) == (prediction, schedule):
+        return
+    ours, theirs = header.noise_schedule, schedule
+    kinds = [one.kind if ours.kind != theirs.kind or ours == theirs else _described(one) for one in (ours, theirs)]
+    raise EdgeSDError(
+        f"{source}: the plan is of another schedule or prediction than the model "
+        f"({kinds[0]}, {header.prediction}; the model's are {kinds[1]}, {prediction})",
+        "compile a plan for this model: edge-sd plan make --for MODEL",
+    )
+
+
+def _described(schedule: NoiseSchedule) -> str:
+    return f"{schedule.kind}, β {schedule.beta_start:g}–{schedule.beta_end:g} in {schedule.timesteps} timesteps"
 
 
 def _check(plan: Plan) -> None:

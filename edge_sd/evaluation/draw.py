@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sd.diffusion.choice import PlanChoice as PlanChoice
+from edge_sd.diffusion.choice import PlanSource
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import check_pixels, rgb_pixels
@@ -31,17 +33,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 Draw = Callable[[range], Pixels]
-
-DEFAULT_SOLVER, DEFAULT_STEPS = "dpmpp", 20
-
-
-class PlanChoice(Record):
-    """What a plan is compiled from."""
-
-    solver: str = DEFAULT_SOLVER
-    steps: int = DEFAULT_STEPS
-    spacing: str | None = None
-    eta: float = 0.0
 
 
 class Drawer(ABC):
@@ -156,11 +147,12 @@ class CheckpointDrawer(Drawer):
     """Samples of a checkpoint, or of what `edge_sd.foreign.open_model` reads, in torch; decoded, where it makes latents.
 
     Attributes:
+        plan: what it is compiled from, or the file that holds it.
         label: class of all of them; None takes all classes in turn, where the model knows any.
     """
 
     path: Path
-    plan: PlanChoice = field(default_factory=PlanChoice)
+    plan: PlanSource = field(default_factory=PlanChoice)
     seed: int = 0
     label: int | None = None
 
@@ -223,9 +215,7 @@ class CheckpointDrawer(Drawer):
         return model
 
     def _compile(self, header: "CheckpointHeader") -> "Plan":
-        from edge_sd.diffusion import compile_plan
-
-        return compile_plan(header.noise_schedule, prediction=header.prediction, **self.plan.model_dump())
+        return self.plan.plan(header.noise_schedule, header.prediction)
 
 
 def origin_of(

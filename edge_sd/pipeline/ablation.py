@@ -22,9 +22,9 @@ from typing_extensions import Self
 
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import DataConfig, grid, open_data, save_png
-from edge_sd.diffusion import SCHEDULES, compile_plan
+from edge_sd.diffusion import SCHEDULES, PlanChoice
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.evaluation.draw import CheckpointDrawer, PlanChoice, cores, draw
+from edge_sd.evaluation.draw import CheckpointDrawer, cores, draw
 from edge_sd.evaluation.features import load_features
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.evaluation.record import Evaluation
@@ -211,7 +211,7 @@ class Ablation:
         """What could only fail after the first training, now: the extractor, the plan, and how many images there are."""
         measure = self.config.measure
         check_enough(measure.n, load_measure(measure), measure.settings)
-        compile_plan(SCHEDULES["cosine"], prediction="v", **measure.plan.model_dump())
+        measure.plan.plan(SCHEDULES["cosine"], "v")
 
     def _report(self, found: list[tuple[str, int, Evaluation]]) -> AblationReport:
         config = self.config
@@ -241,7 +241,7 @@ class Ablation:
             role: recovery(checkpoint.build(), header.noise_schedule, header.prediction, x0, times.tolist())
             for role, checkpoint in checkpoints.items()
         }
-        plan = compile_plan(header.noise_schedule, prediction=header.prediction, **measure.plan.model_dump())
+        plan = measure.plan.plan(header.noise_schedule, header.prediction)
         gates = gate_means(checkpoints[WHOLE].build(), plan, seed=seed) if WHOLE in checkpoints else {}
         spectra = {role: evaluation for role, its_seed, evaluation in found if its_seed == seed and role in checkpoints}
         return frequency_figure(gates, plan.timestep, recoveries, dict(sorted(spectra.items(), key=lambda item: item[0])))
