@@ -1,6 +1,9 @@
 """`edge-sd train`: a model from images alone."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from edge_sd.cli import _latents as latent
 from edge_sd.cli import _options as option
@@ -23,6 +26,16 @@ def train(
     autoencoder: latent.Autoencoder = None,
     preset: option.PresetName = "tiny16",
     size: option.Size = None,
+    slimmable: Annotated[
+        bool,
+        typer.Option("--slimmable", help="Learn weights that work at narrower widths too: edge-sd widths."),
+    ] = False,
+    slim_widths: Annotated[
+        str | None,
+        typer.Option(
+            "--slim-widths", help="Of --slimmable: channels of the first level, 12,24,36; quarters of the preset's if left out."
+        ),
+    ] = None,
     steps: option.Steps = 10_000,
     batch_size: option.BatchSize = 32,
     learning_rate: option.LearningRate = 1e-3,
@@ -40,15 +53,26 @@ def train(
     """Train a model from scratch. Killed at any moment, the same command goes on.
 
     Example: edge-sd train --data photos/ --resize --preset small64 --steps 50000 -o runs/teacher
+
+    For a width at each step: edge-sd train --slimmable --preset latent16-slim --autoencoder emoji64 --data emoji/ -o runs/slim
     """
     given = dict(locals())
     from edge_sd.cli._console import progress, say
     from edge_sd.diffusion import SCHEDULES
+    from edge_sd.errors import UsageError
+    from edge_sd.models import ModelConfig
+    from edge_sd.models.slim import usual_widths
     from edge_sd.training import TrainConfig, fit
     from edge_sd.training.loop import CHECKPOINT
+    from edge_sd.validation import validated
 
     chosen, model = option.model_of(preset, size)
     config = option.pick(TrainConfig, given, "training settings")
+    if slimmable:
+        widths = tuple(sorted(option.numbers_of(slim_widths, "--slim-widths"))) or usual_widths(model)
+        model = validated(ModelConfig, {**model.model_dump(), "slim_widths": widths}, f"preset {preset}, slimmable")
+    elif slim_widths is not None:
+        raise UsageError("--slim-widths is of --slimmable", "give both")
     samples = latent.read_samples(given, model, autoencoder)
     if samples.labels is not None and model.num_classes is None:
         model = model.model_copy(update={"num_classes": int(samples.labels.max()) + 1})

@@ -38,6 +38,7 @@ class ModelConfig(Record):
     context_dim: PositiveInt | None = None  # width of a context token; set, attention becomes a transformer block
     context_tokens: PositiveInt = 1
     transformer_depth: PositiveInt = 1
+    slim_widths: tuple[PositiveInt, ...] = ()  # smaller `width`s at which the same weights work too, ascending (DDSM)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -51,16 +52,23 @@ class ModelConfig(Record):
             raise ValueError(f"embedding_shift {self.embedding_shift} leaves none of the {self.width // 2} frequencies")
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError("give either heads or head_channels")
-        for level, multiplier in enumerate(self.multipliers):
-            channels = self.width * multiplier
-            if channels % self.norm_groups:
-                raise ValueError(f"{channels} channels cannot be split into {self.norm_groups} norm groups")
-            attends = 2**level in self.attention or level == halvings
-            if attends and channels % (self.heads or self.head_channels or 1):
-                raise ValueError(f"{channels} channels cannot be split into heads ({self.heads=}, {self.head_channels=})")
+        if list(self.slim_widths) != sorted({*self.slim_widths}) or max(self.slim_widths, default=0) >= self.width:
+            raise ValueError(f"slim widths {self.slim_widths} are not ascending and below {self.width}")
+        for width in (*self.slim_widths, self.width):
+            self._divisible(width)
         if self.class_conditioning == "context" and (self.num_classes is None or self.context_dim is None):
             raise ValueError("class_conditioning 'context' needs num_classes and context_dim")
         return self
+
+    def _divisible(self, width: int) -> None:
+        slim = f" of slim width {width}" if width != self.width else ""
+        for level, multiplier in enumerate(self.multipliers):
+            channels = width * multiplier
+            if channels % self.norm_groups:
+                raise ValueError(f"{channels} channels{slim} cannot be split into {self.norm_groups} norm groups")
+            attends = 2**level in self.attention or level == self.levels - 1
+            if attends and channels % (self.heads or self.head_channels or 1):
+                raise ValueError(f"{channels} channels{slim} cannot be split into heads ({self.heads=}, {self.head_channels=})")
 
     @property
     def levels(self) -> int:

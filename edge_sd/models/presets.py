@@ -99,6 +99,9 @@ PRESETS: dict[str, Preset] = {
     "latent16-teacher": Preset(_latent16(48, 8, gating=False, head_channels=16), "cosine", "v", "latent16's teacher"),
     "latent16-lite": Preset(_latent16(32, 8, gating=False, head_channels=None, heads=1), "cosine", "v", "16×16 latents, Lite"),
     "latent16": Preset(_latent16(35, 7, gating=True, head_channels=None, heads=1), "cosine", "v", "16×16 latents, as of 64 px"),
+    "latent16-slim": Preset(
+        _latent16(32, 4, gating=True, head_channels=None, heads=1), "cosine", "v", "16×16 latents, for --slimmable"
+    ),
     "small32": Preset(_small(32, 64, (1, 2, 3), (2, 4), 2, True), "cosine", "v", "32 px"),
     "small64": Preset(_small(64, 48, (1, 2, 3, 4), (4, 8), 2, True), "cosine", "v", "64 px"),
     "small128": Preset(_small(128, 32, (1, 2, 3, 4, 6), (8, 16), 2, True), "cosine", "v", "128 px"),

@@ -99,17 +99,21 @@ class Unit(NamedTuple):
     inputs: tuple[Tensor | None, ...]
 
 
+Walk = Generator[Unit, Tensor, Tensor]
+
+
 class SpectralUNet(nn.Module):
     """The denoiser. See `ModelConfig` for its shapes.
 
     Attributes:
         feature_width: F, the number of time features a row has (context tokens included).
+        rows: of these, how many each residual block takes, in their order.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self._rows: list[int] = []  # width of each residual block's row, in the order in which `denoise` takes them
+        self.rows: list[int] = []
         channels, factor = config.width, 1
         self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
         self.down = nn.ModuleList()
@@ -138,8 +142,8 @@ class SpectralUNet(nn.Module):
                 factor //= 2
         self.norm_out = group_norm(config.norm_groups, channels, config.norm_eps)
         self.conv_out = zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1))
-        self.temporal_net = Temporal(config, sum(self._rows))
-        self.feature_width = sum(self._rows) + (config.context_tokens * config.context_dim if config.context_dim else 0)
+        self.temporal_net = Temporal(config, sum(self.rows))
+        self.feature_width = sum(self.rows) + (config.context_tokens * config.context_dim if config.context_dim else 0)
 
     # Construction
 
@@ -154,7 +158,7 @@ class SpectralUNet(nn.Module):
             eps=config.norm_eps,
             resample=resample,
         )
-        self._rows.append(block.feature_width)
+        self.rows.append(block.feature_width)
         return block
 
     def _layer(self, channels: int, out_channels: int, *, attention: bool) -> UNetLayer:
@@ -207,7 +211,7 @@ class SpectralUNet(nn.Module):
                 taps[f"{'encoder' if name.startswith('down') else 'decoder'} {h.shape[-1]}"] = h
         return self.conv_out(F.silu(self.norm_out(h))), taps
 
-    def walk(self, x: Tensor, features: Tensor) -> Generator[Unit, Tensor, Tensor]:
+    def walk(self, x: Tensor, features: Tensor) -> Walk:
         """`denoise`, part by part: yields each before it is called, is sent what the caller makes of it, returns the prediction.
 
         The caller may call it, look at it, or call another in its place: calibration and reconstruction go through a model so.
@@ -240,12 +244,10 @@ class SpectralUNet(nn.Module):
                 f"a sample of {x.shape[-2]}×{x.shape[-1]} cannot be halved {config.levels - 1} times",
                 "use a multiple of the last level's factor",
             )
-        ends = tuple(accumulate(self._rows))  # slices and not one split: a form that every delegate takes
-        columns = features[:, :, None, None]  # once, for all blocks
-        rows = iter([columns[:, end - width : end] for end, width in zip(ends, self._rows, strict=True)])
+        rows = iter(self._split(features[:, :, None, None]))  # columns once, for all blocks
         context = None
         if config.context_dim is not None:
-            context = features[:, ends[-1] :].unflatten(1, (config.context_tokens, config.context_dim))
+            context = features[:, self._context_start() :].unflatten(1, (config.context_tokens, config.context_dim))
 
         def arguments(module: nn.Module, h: Tensor) -> tuple[Tensor | None, ...]:
             if isinstance(module, UNetLayer):
@@ -253,6 +255,14 @@ class SpectralUNet(nn.Module):
             return (h, next(rows)) if isinstance(module, ResBlock) else (h,)
 
         return arguments
+
+    def _split(self, columns: Tensor) -> list[Tensor]:
+        """Each residual block's own, of (B, F, 1, 1); slices and not one split: a form that every delegate takes."""
+        return [columns[:, end - width : end] for end, width in zip(accumulate(self.rows), self.rows, strict=True)]
+
+    def _context_start(self) -> int:
+        """The first column that is context."""
+        return sum(self.rows)
 
     def unit_names(self) -> list[str]:
         """The parts that `walk` yields, in their order."""

@@ -21,6 +21,7 @@ from edge_sd.training.learner import DenoiseLearner
 from edge_sd.training.loop import Progress, train
 from edge_sd.training.reconstruction import AutoencoderLearner
 from edge_sd.training.samples import Samples, samples_of
+from edge_sd.training.slimmable import SlimmableLearner
 
 DECODER = "decoder.safetensors"
 
@@ -38,12 +39,12 @@ def fit(
 ) -> Checkpoint:
     """Train a denoiser from scratch; see `loop.train` for what `out` receives, for resuming and for errors.
 
-    Of latents, `out` receives their decoder too, as decoder.safetensors.
+    Of latents, `out` receives their decoder too, as decoder.safetensors. A model with slim widths learns to work at all of them.
     """
     samples = samples_of(data)
     _refuse_other_data(model, samples)
     torch.manual_seed(config.seed)
-    learner = DenoiseLearner(SpectralUNet(model), schedule, prediction)
+    learner = (SlimmableLearner if model.slim_widths else DenoiseLearner)(SpectralUNet(model), schedule, prediction)
     provenance = Provenance(made_by="train", parents=dict(samples.parents))
     result: Checkpoint = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
     _keep_decoder(data, out)

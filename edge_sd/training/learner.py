@@ -55,11 +55,13 @@ class Learner(nn.Module, ABC):
         result_name: the result's file.
         units: classes of the model's blocks: what is computed again as a whole (activation checkpointing), and kept together
             where weights are spread over processes (FSDP).
+        splits_weights: whether they can be spread so; a learner that cuts pieces out of weights needs them whole.
     """
 
     model: nn.Module
     result_name: str
     units: tuple[type[nn.Module], ...] = ()
+    splits_weights: bool = True
 
     @property
     def companions(self) -> tuple[nn.Module, ...]:

@@ -129,6 +129,10 @@ def _train(
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(learner, [name for name, _ in learner.named_buffers()])
     wrapped, optimizer = accelerator.prepare(learner, raw_optimizer)
     average.follow(learner.model)
+    if average.sharded and not learner.splits_weights:
+        raise UsageError(
+            "slim widths are cut out of whole weights, which this launcher spreads over processes", "launch with DDP, not FSDP"
+        )
     if found:
         put_moments(raw_optimizer, found.moments)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=devices.uses_bfloat16(config.precision, device))
