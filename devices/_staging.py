@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_sd.bundle import Bundle
-from edge_sd.bundle.manifest import GOLDEN, LAYOUT, NCHW, PLAN, Program
+from edge_sd.bundle.manifest import GOLDEN, LAYOUT, NCHW, PLAN, WEIGHTS, Program
 from edge_sd.devices._agent import EVIDENCE as EVIDENCE
 from edge_sd.devices._agent import JOB as JOB
 from edge_sd.devices._agent import RESULT as RESULT
@@ -162,6 +162,8 @@ def _stage_agent(bundle: Bundle, job: Job, machine: str, folder: Path) -> tuple[
                 )
         return parts[program.file]
 
+    if WEIGHTS in bundle.manifest.files:
+        _link(bundle.path / WEIGHTS, folder / WEIGHTS)
     description = Description(
         threads=job.threads,
         programs=tuple(part(name) for name in bundle.plan.header.programs),

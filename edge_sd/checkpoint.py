@@ -1,6 +1,7 @@
 """The checkpoint: one safetensors file that holds a model and all that is needed to use it and to know where it came from."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,10 +70,14 @@ class Checkpoint:
         )
         return cls(header, weights)
 
-    def build(self) -> "SpectralUNet":
+    def build(self, widths: Sequence[int] = ()) -> "SpectralUNet":
         """Return the model in evaluation mode, its weights loaded, on the CPU.
 
+        Args:
+            widths: of each of a plan's programs, where they differ (`PlanHeader.widths`); see `models.slim.StepAwareUNet`.
+
         Raises:
+            UsageError: the weights do not work at one of the widths.
             EdgeSDError: the weights are not those of the configuration; the first that differs is named.
         """
         import torch
@@ -89,7 +94,11 @@ class Checkpoint:
                     "give a file that edge-sd wrote",
                 )
         model.load_state_dict({name: torch.from_numpy(value) for name, value in self.weights.items()})
-        return model.eval()
+        if not widths:
+            return model.eval()
+        from edge_sd.models.slim import StepAwareUNet
+
+        return StepAwareUNet(model.eval(), widths)
 
     def rounded(self) -> "Checkpoint":
         """The same with weights rounded to float16, which `save` can keep in half the bytes; of the parent "float32"."""

@@ -17,6 +17,7 @@ from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Mani
 from edge_sd.checkpoint import versions
 from edge_sd.decoder import Decoder
 from edge_sd.diffusion import Plan, PlanChoice
+from edge_sd.diffusion.choice import lineage
 from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export._card import card
@@ -184,11 +185,11 @@ def _opened(
     header = checkpoint.header
     plan = request.plan
     if plan is not None:
-        refuse_other_process(plan, header.noise_schedule, header.prediction, "the plan that was given")
+        refuse_other_process(plan, header.noise_schedule, header.prediction, "the plan that was given", lineage(header))
         plan = checkpoint.with_groups(plan) if isinstance(checkpoint, QuantizedCheckpoint) else plan.bare()
     else:
         plan = plan_from(checkpoint, PlanChoice(solver=request.solver, steps=request.steps, spacing=request.spacing))
-    model = checkpoint.build()
+    model = checkpoint.build(plan.header.widths)
     if header.model.num_classes is None:
         plan = plan.with_features(plan_features(model, plan))
     return plan, model, decoder.build() if decoder is not None else None

@@ -13,6 +13,7 @@ from edge_sd.export._programs import DenoiserProgram, exported_program
 from edge_sd.export._target import Source
 from edge_sd.models.observe import observed
 from edge_sd.models.rewrites import rewritten
+from edge_sd.models.slim import network_of
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.recipe import Recipe
@@ -57,8 +58,9 @@ def observed_program(
     """
     from edge_sd.export.executorch import lowered_program
 
-    denoiser = rewritten(DenoiserProgram(model), program.rewrites)
-    select(denoiser, int(program.name.partition(".")[2] or 0))
+    number = int(program.name.partition(".")[2] or 0)
+    denoiser = rewritten(DenoiserProgram(network_of(model, number)), program.rewrites)
+    select(denoiser, number)
     example = tuple(torch.from_numpy(value.copy()) for value in inputs)
     with torch.no_grad(), observed(denoiser) as found:
         denoiser(*example)

@@ -13,6 +13,7 @@ from edge_sd.diffusion import Plan
 from edge_sd.errors import EdgeSDError
 from edge_sd.export._target import Source
 from edge_sd.models.rewrites import rewritten
+from edge_sd.models.slim import network_of
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.recipe import Recipe
@@ -100,19 +101,27 @@ def sources(
     Raises:
         EdgeSDError: torch.export cannot follow a program.
     """
-    denoiser = rewritten(DenoiserProgram(model), rewrites)
-    modules: dict[str, nn.Module] = {"denoiser": denoiser, "temporal": TemporalProgram(model).eval()}
+    # Steps in groups share one network, widths have one each.
+    denoisers: dict[SpectralUNet, nn.Module] = {}
+    others: dict[str, nn.Module] = {"temporal": TemporalProgram(model).eval()}
     if decoder is not None:
-        modules["decoder"] = rewritten(DecoderProgram(decoder), rewrites)
+        others["decoder"] = rewritten(DecoderProgram(decoder), rewrites)
     found = []
     for contract in wanted:
         name, _, number = contract.program.partition(".")
-        select(denoiser, int(number or 0))
+        if name == "denoiser":
+            network = network_of(model, int(number or 0))
+            if network not in denoisers:
+                denoisers[network] = rewritten(DenoiserProgram(network), rewrites)
+            module = denoisers[network]
+            select(module, int(number or 0))
+        else:
+            module = others[name]
         # A copy, because NumPy gives a dimension that was added the stride 0, and ExecuTorch takes no such tensor.
         example = tuple(torch.from_numpy(value.copy()) for value in examples[name])
         found.append(
             Source(
-                exported_program(modules[name], example, contract.program),
+                exported_program(module, example, contract.program),
                 example,
                 contract,
                 () if name == "temporal" else tuple(rewrites),

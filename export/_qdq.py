@@ -1,26 +1,20 @@
 """What is done to a quantized ONNX graph before it is written, each step exact: nothing of it changes a number that is computed.
 
 torch.onnx writes our operators as QuantizeLinear and DequantizeLinear. Here weights of up to 4 bits get 4-bit storage, layers
-that compute in float get weights that the runtime unpacks once and not in every call, linear layers get the integer bias that
-the runtime's integer kernels want, and the weights of several programs move into one file.
+that compute in float get weights that the runtime unpacks once and not in every call, and linear layers get the integer bias that
+the runtime's integer kernels want.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_sd.files import write_bytes
 from edge_sd.quantize.recipe import Recipe
 
 # The oldest opset with 4-bit and 16-bit integers.
 NARROW_OPSET = 21
-WEIGHTS = "weights.bin"
 _SUFFIX, _PREFIX = ".codes", "model."
-_SHARED_FROM = 256  # bytes; less is not worth a look-up in another file
-_ALIGNMENT = 64
 
 
 def least_opset(recipe: Recipe) -> int:
@@ -167,31 +161,6 @@ class _Graph:
         kept_values = [type(tensor).FromString(tensor.SerializeToString()) for tensor in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept_values)
-
-
-def save_shared(models: Mapping[Path, Any], folder: Path) -> None:
-    """Write several programs whose large values lie in one file, each value once."""
-    from onnx import TensorProto
-
-    blob, places = bytearray(), dict[bytes, tuple[int, int]]()
-    for model in models.values():
-        for tensor in model.graph.initializer:
-            data = tensor.raw_data
-            if len(data) < _SHARED_FROM:
-                continue
-            key = hashlib.sha256(data).digest()
-            if key not in places:
-                blob.extend(b"\0" * (-len(blob) % _ALIGNMENT))
-                places[key] = (len(blob), len(data))
-                blob.extend(data)
-            offset, length = places[key]
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for name, value in (("location", WEIGHTS), ("offset", str(offset)), ("length", str(length))):
-                tensor.external_data.add(key=name, value=value)
-    write_bytes(folder / WEIGHTS, bytes(blob))
-    for file, model in models.items():
-        write_bytes(file, model.SerializeToString())
 
 
 def stored_bits(model: Any) -> dict[str, float]:

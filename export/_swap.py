@@ -8,6 +8,7 @@ from edge_sd.bundle import Bundle, file_entries, write_bundle
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
 from edge_sd.decoder import load_decoder
 from edge_sd.diffusion import Plan
+from edge_sd.diffusion.choice import lineage
 from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.export._card import card
@@ -28,16 +29,21 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
         goldens: golden trajectories of the new bundle; as many as before if left out.
 
     Raises:
-        EdgeSDError: the plan is of another schedule or prediction.
+        EdgeSDError: the plan is of another schedule or prediction, or tuned for another model.
     """
     manifest = bundle.manifest
-    refuse_other_process(plan, manifest.noise_schedule, manifest.prediction, bundle.path)
-    if len(bundle.plan.header.programs) > 1:
+    checkpoint = load_any(bundle.path / REFERENCE)
+    refuse_other_process(plan, manifest.noise_schedule, manifest.prediction, bundle.path, lineage(checkpoint.header))
+    if bundle.plan.header.widths != plan.header.widths:
+        ours, theirs = (" and ".join(map(str, header.widths)) or "one" for header in (bundle.plan.header, plan.header))
+        raise UsageError(
+            f"the programs of {bundle.path} have widths {ours}, and the plan wants {theirs}", "export the model with this plan"
+        )
+    if len(bundle.plan.header.programs) > 1 and not plan.header.widths:
         raise UsageError(
             f"{bundle.path} was quantized in groups of the steps of its own plan", "quantize with --groups 1, or for this plan"
         )
-    checkpoint = load_any(bundle.path / REFERENCE)
-    model = checkpoint.build()
+    model = checkpoint.build(plan.header.widths)
     decoder = load_decoder(bundle.path / DECODER) if (bundle.path / DECODER).exists() else None
     count = len(bundle.golden.trajectories) if goldens is None else goldens
     request = ExportRequest(targets=(), seed=bundle.golden.header.seed, goldens=count)

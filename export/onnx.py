@@ -16,7 +16,8 @@ from edge_sd.bundle.contract import METADATA_KEY, Contract
 from edge_sd.bundle.manifest import LAYOUT, NCHW
 from edge_sd.bundle.placement import Placement
 from edge_sd.errors import EdgeSDError
-from edge_sd.export._qdq import finish, integer_layers, least_opset, save_shared, stored_bits
+from edge_sd.export._qdq import finish, integer_layers, least_opset, stored_bits
+from edge_sd.export._shared import save_shared, slice_weights
 from edge_sd.export._target import Exported, Source, Target, TargetOptions
 from edge_sd.files import write_bytes
 from edge_sd.quantize.recipe import Recipe
@@ -75,19 +76,22 @@ class OnnxTarget(Target):
         files = {source.name: f"{source.name}.onnx" for source in sources}
         opsets = {source.name: _opset(source, options) for source in sources}
         shared = {}
-        several = sum(source.recipe is not None for source in sources) > 1
+        denoisers = [source for source in sources if source.name.partition(".")[0] == "denoiser"]
+        several, slim = len(denoisers) > 1, len(denoisers) > 1 and denoisers[0].recipe is None
         for source in sources:
             file = folder / files[source.name]
             program = _convert(source, opsets[source.name])
-            if source.recipe is None:
+            if source.recipe is None and (not slim or source not in denoisers or _needs_external_data(source)):
                 program.save(file, external_data=_needs_external_data(source))
                 continue
-            model = _quantized(program, source.recipe)
+            model = program.model_proto if source.recipe is None else _quantized(program, source.recipe)
             if several or _needs_external_data(source):
                 shared[file] = model
             else:
                 write_bytes(file, model.SerializeToString())
         if shared:
+            if slim:
+                slice_weights(shared)
             save_shared(shared, folder)
         return {
             source.name: Exported(

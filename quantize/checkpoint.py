@@ -1,6 +1,6 @@
 """The quantized checkpoint: integers, scales and grids in one safetensors file, and the recipe that led to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from edge_sd.bundle.manifest import DECODER
 from edge_sd.checkpoint import Checkpoint, Provenance, load_checkpoint
 from edge_sd.decoder import Decoder, latent_space, load_decoder
 from edge_sd.diffusion import Plan, compile_plan
-from edge_sd.diffusion.choice import PlanChoice, PlanFile, PlanSource
+from edge_sd.diffusion.choice import PlanChoice, PlanFile, PlanSource, lineage
 from edge_sd.diffusion.plan import Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import EdgeSDError, UsageError
@@ -70,12 +70,18 @@ class QuantizedCheckpoint:
     header: QuantizedHeader
     tensors: dict[str, np.ndarray]
 
-    def build(self) -> SpectralUNet:
+    def build(self, widths: Sequence[int] = ()) -> SpectralUNet:
         """Return the model in its quantizable form, in evaluation mode: the simulation of every program.
 
+        Args:
+            widths: as of `Checkpoint.build`; integers are those of one width.
+
         Raises:
+            UsageError: widths are given.
             EdgeSDError: a tensor is missing, of the wrong shape or dtype, or out of its layer's range; it is named.
         """
+        if widths:
+            raise UsageError("a quantized model has one width, and the plan wants several", "a plan without widths")
         recipe, tensors = self.header.recipe, dict(self.tensors)
         recipe.check(self.header.model)
         form = quantizable_form(SpectralUNet(self.header.model))
@@ -236,9 +242,9 @@ def plan_from(checkpoint: AnyCheckpoint, source: PlanSource | None) -> Plan:
     """
     header = checkpoint.header
     if not isinstance(checkpoint, QuantizedCheckpoint):
-        return (source or PlanChoice()).plan(header.noise_schedule, header.prediction)
+        return (source or PlanChoice()).plan(header.noise_schedule, header.prediction, lineage(header))
     if isinstance(source, PlanFile):
-        return checkpoint.with_groups(source.plan(header.noise_schedule, header.prediction))
+        return checkpoint.with_groups(source.plan(header.noise_schedule, header.prediction, lineage(header)))
     recipe = checkpoint.header.recipe
     own = PlanChoice(solver=recipe.solver, steps=recipe.steps, spacing=recipe.spacing)
     return checkpoint.plan_for(**(source or own).model_dump())

@@ -89,7 +89,7 @@ def noise_floor(
     bands = [dict.fromkeys(band_names(bundle.manifest.sample_shape), np.inf) for _ in range(len(plan))]
     others: dict[str, float] = {}
     for number, perturbation in enumerate(chosen):
-        model = checkpoint.build()
+        model = checkpoint.build(bundle.plan.header.widths)
         # The integers of a quantized denoiser take no other dtype; a decoder beside it does.
         for golden in () if simulated and perturbation.dtype != "float32" else goldens:
             for row, prediction in enumerate(_predictions(model, plan.program, golden, perturbation)):

@@ -176,6 +176,7 @@ def _reference(
     from edge_sd.export import DenoiserProgram
     from edge_sd.models.observe import observed
     from edge_sd.models.rewrites import rewritten
+    from edge_sd.models.slim import network_of
     from edge_sd.models.stepped import select
     from edge_sd.quantize.checkpoint import load_any
 
@@ -187,9 +188,10 @@ def _reference(
         kinds = {name: type(part).__name__ for name, part in module.named_modules()}
         return {name.removeprefix("model."): (kinds[name], value.float().numpy()) for name, value in found.items()}
 
-    model = load_any(bundle.path / REFERENCE).build()
-    whole = DenoiserProgram(model)
-    select(whole, int(program.partition(".")[2] or 0))
+    model = load_any(bundle.path / REFERENCE).build(bundle.plan.header.widths)
+    number = int(program.partition(".")[2] or 0)
+    whole = DenoiserProgram(network_of(model, number))
+    select(whole, number)
     turned = rewritten(whole, bundle.program(target, program).rewrites)
     plain, exact = (outputs(module, inputs[0], torch.float32) for module in (whole, turned))
     perturbed = [outputs(turned, last_bit(inputs[0]), torch.float32)]

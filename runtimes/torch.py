@@ -35,7 +35,7 @@ class TorchRuntime(Runtime):
             raise EdgeSDError(
                 f"{bundle.path}: the reference is of other weights than the manifest says", "export the bundle again"
             )
-        model = checkpoint.build()
+        model = checkpoint.build(bundle.plan.header.widths)
         if program == "temporal":
             return TorchSession(TemporalProgram(model), shape)
         select(model, int(program.partition(".")[2] or 0))

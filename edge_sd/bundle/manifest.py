@@ -25,6 +25,7 @@ MANIFEST, PLAN, GOLDEN, CARD, REFERENCE, DECODER = (
 )
 
 
+WEIGHTS = "weights.bin"  # what several ONNX programs share
 # Of `Program.options`: how a runtime is to leave maps that it might turn over; see the ONNX target.
 LAYOUT, NCHW = "layout", "nchw"
 

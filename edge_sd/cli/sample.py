@@ -82,7 +82,7 @@ def _from_checkpoint(
         torch.set_num_threads(threads)
     with progress("sampling") as update:
         samples = sample_model(
-            model.checkpoint.build(),
+            model.checkpoint.build(plan.header.widths),
             plan,
             seed=seed,
             count=count,

@@ -6,12 +6,13 @@ With e the program's output at x, a row does
     base ← u·x + a·base + Σ_j b_j·m_j         where the next step starts from; a corrector acts here
     x    ← a_next·base + Σ_j b_next_j·m_j + c·z    the next point to evaluate, z fresh noise
 
-Every solver compiles to rows (`solvers/`), and ten lines in any language run them (`execute.py`).
+x and base begin as `start`·z, z unit Gaussian noise; start is 1 where the plan has no such column. Every solver compiles to rows
+(`solvers/`), and ten lines in any language run them (`execute.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,21 @@ _MATRICES = ("b", "b_next")
 _AGAIN = "compile the plan again, as edge-sd export does"
 
 
+class Tuned(Record):
+    """How a plan's timesteps came to be others than its coefficients are for (TimeTuner, 2310.09469).
+
+    Attributes:
+        mode, loss: see `edge_sd.search.timesteps`.
+        weights: digest of the model they were tuned for; of another they are not the best times.
+        times: the timesteps that the coefficients are for, one a row.
+    """
+
+    mode: Literal["sequential", "parallel"]
+    loss: Literal["alignment", "trajectory"]
+    weights: str = Field(pattern=r"^[0-9a-f]{64}$")
+    times: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=1)
+
+
 class PlanHeader(Record):
     """What a plan says of itself; the columns beside it say the rest."""
 
@@ -42,6 +58,8 @@ class PlanHeader(Record):
     history: int = Field(ge=1, le=8)  # how many m the widest row looks back
     feature_width: int = Field(default=0, ge=0)  # columns of `features`; 0 while they are not filled in
     programs: tuple[str, ...] = ("denoiser",)  # what the column `program` indexes
+    tuned: Tuned | None = None  # None: the program is evaluated at the times that the coefficients are for
+    widths: tuple[int, ...] = ()  # of each program, where they differ in it: channels of the first level (`models.slim`)
 
 
 class Plan:
@@ -50,7 +68,8 @@ class Plan:
     Attributes:
         header: see `PlanHeader`.
         columns: float64 (N,) timestep, p, q, u, a, a_next, c, guidance; float64 (N, history) b, b_next; int64 (N,) program;
-            and, where it has been filled in, float32 (N, feature_width) features.
+            where it has been filled in, float32 (N, feature_width) features; and, where the loop does not start from unit noise,
+            float64 (1,) start, which that is multiplied by.
     """
 
     def __init__(self, header: PlanHeader, columns: dict[str, np.ndarray]) -> None:
@@ -71,6 +90,21 @@ class Plan:
         """Whether any row adds noise."""
         return bool(self.columns["c"].any())
 
+    @property
+    def start_scale(self) -> float:
+        """What the noise that the loop starts from is multiplied by."""
+        return float(self.columns["start"][0]) if "start" in self.columns else 1.0
+
+    @property
+    def levels_at(self) -> Float64:
+        """(N,) timesteps that the coefficients are for: `timestep`, unless that was tuned."""
+        return np.array(self.header.tuned.times) if self.header.tuned else self.columns["timestep"]
+
+    def with_timesteps(self, times: Float64, tuned: Tuned) -> "Plan":
+        """Return this plan, without rows of time features, with the program evaluated at other times, (N,)."""
+        bare = self.bare()
+        return Plan(bare.header.model_copy(update={"tuned": tuned}), {**bare.columns, "timestep": times.astype(np.float64)})
+
     def with_features(self, features: NDArray[np.float32]) -> "Plan":
         """Return this plan with its rows of time features, (N, F) float32."""
         header = self.header.model_copy(update={"feature_width": features.shape[1]})
@@ -78,8 +112,10 @@ class Plan:
 
     def bare(self) -> "Plan":
         """Return this plan without what belongs to one model: rows of time features, and programs of groups of steps."""
-        header = self.header.model_copy(update={"feature_width": 0, "programs": ("denoiser",)})
         columns = {name: column for name, column in self.columns.items() if name != "features"}
+        if self.header.widths:
+            return Plan(self.header.model_copy(update={"feature_width": 0}), columns)
+        header = self.header.model_copy(update={"feature_width": 0, "programs": ("denoiser",)})
         return Plan(header, {**columns, "program": np.zeros(len(self), dtype=np.int64)})
 
     def with_programs(self, starts: Sequence[int]) -> "Plan":
@@ -88,19 +124,34 @@ class Plan:
         Args:
             starts: the row with which each group begins, ascending, the first 0.
         """
-        names = tuple("denoiser" if index == 0 else f"denoiser.{index}" for index in range(len(starts)))
         program = np.searchsorted(np.asarray(starts), np.arange(len(self)), side="right") - 1
         columns = {**self.columns, "program": program.astype(np.int64)}
-        return Plan(self.header.model_copy(update={"programs": names}), columns)
+        return Plan(self.header.model_copy(update={"programs": _names(len(starts))}), columns)
+
+    def with_widths(self, widths: Sequence[int]) -> "Plan":
+        """Return this plan with one program for each width, in the order in which they are first needed.
+
+        Args:
+            widths: of each row, in channels of the network's first level.
+        """
+        kinds = tuple(dict.fromkeys(widths))
+        columns = {**self.columns, "program": np.array([kinds.index(width) for width in widths], dtype=np.int64)}
+        return Plan(self.header.model_copy(update={"programs": _names(len(kinds)), "widths": kinds}), columns)
 
     def head(self, rows: int) -> "Plan":
         """The first rows alone: for a look at shapes, not for a picture."""
         header = self.header.model_copy(update={"steps": min(rows, self.header.steps)})
+        if header.tuned:
+            header = header.model_copy(update={"tuned": header.tuned.model_copy(update={"times": header.tuned.times[:rows]})})
         return Plan(header, {name: column[:rows] for name, column in self.columns.items()})
 
     def save(self, path: Path) -> None:
         """Write it as safetensors, the header in the metadata."""
         write_tensors(path, self.columns, self.header)
+
+
+def _names(programs: int) -> tuple[str, ...]:
+    return tuple("denoiser" if index == 0 else f"denoiser.{index}" for index in range(programs))
 
 
 def load_plan(path: Path) -> Plan:
@@ -116,17 +167,25 @@ def load_plan(path: Path) -> Plan:
         raise EdgeSDError(f"{path}: {error.message}", error.hint) from error
 
 
-def refuse_other_process(plan: Plan, schedule: NoiseSchedule, prediction: Prediction, source: Path | str) -> None:
-    """Refuse a plan that was made for another kind of model.
+def refuse_other_process(
+    plan: Plan, schedule: NoiseSchedule, prediction: Prediction, source: Path | str, weights: Collection[str] = ()
+) -> None:
+    """Refuse a plan that was made for another kind of model or, if its timesteps were tuned, for another model.
 
     Args:
         schedule, prediction: the model's.
         source: where the plan comes from, for the message.
+        weights: digests of the model and of what it was quantized or rounded from; empty where nobody knows.
 
     Raises:
-        EdgeSDError: another noise schedule, or coefficients for another prediction.
+        EdgeSDError: another noise schedule, coefficients for another prediction, or timesteps tuned for other weights.
     """
     header = plan.header
+    if weights and header.tuned and header.tuned.weights not in weights:
+        raise EdgeSDError(
+            f"{source}: the plan's timesteps were tuned for other weights ({header.tuned.weights[:16]}…)",
+            "tune them for this model: edge-sd plan tune MODEL",
+        )
     if (header.prediction, header.noise_schedule) == (prediction, schedule):
         return
     ours, theirs = header.noise_schedule, schedule
@@ -150,6 +209,8 @@ def _check(plan: Plan) -> None:
     expected["program"] = ((rows,), np.int64)
     if header.feature_width:
         expected["features"] = ((rows, header.feature_width), np.float32)
+    if "start" in columns:
+        expected["start"] = ((1,), np.float64)
     if columns.keys() != expected.keys():
         raise EdgeSDError(
             f"a plan has the columns {', '.join(sorted(expected))}; this one has {', '.join(sorted(columns))}", _AGAIN
@@ -166,6 +227,12 @@ def _check(plan: Plan) -> None:
     if programs.min() < 0 or programs.max() >= len(header.programs):
         wrong = programs[(programs < 0) | (programs >= len(header.programs))][0]
         raise EdgeSDError(f"plan column program names {wrong}, but there are {len(header.programs)} programs", _AGAIN)
-    times, last = columns["timestep"], header.noise_schedule.timesteps - 1
+    if len(header.widths) not in (0, len(header.programs)):
+        raise EdgeSDError(f"a plan of {len(header.programs)} programs names {len(header.widths)} widths", _AGAIN)
+    if plan.start_scale <= 0:
+        raise EdgeSDError(f"plan column start is {plan.start_scale:g}: the loop starts from noise", _AGAIN)
+    if header.tuned and len(header.tuned.times) != rows:
+        raise EdgeSDError(f"the plan's {rows} timesteps were tuned, and {len(header.tuned.times)} are named", _AGAIN)
+    times, last = np.append(columns["timestep"], plan.levels_at), header.noise_schedule.timesteps - 1
     if times.min() < 0 or times.max() > last:
         raise EdgeSDError(f"plan timesteps {times.min():g}–{times.max():g} leave the schedule's range 0–{last}", _AGAIN)

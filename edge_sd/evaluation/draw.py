@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.diffusion.choice import PlanChoice as PlanChoice
-from edge_sd.diffusion.choice import PlanSource
+from edge_sd.diffusion.choice import PlanSource, lineage
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.record import Origin
 from edge_sd.evaluation.reference import check_pixels, rgb_pixels
@@ -175,6 +175,7 @@ class CheckpointDrawer(Drawer):
         import torch
 
         from edge_sd.diffusion import execute, gaussian_batch
+        from edge_sd.models.stepped import select
         from edge_sd.sampling import plan_features
 
         if threads is not None:
@@ -182,7 +183,7 @@ class CheckpointDrawer(Drawer):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = self._model()
         plan = self._compile(found.checkpoint.header)
-        model = found.checkpoint.build().to(device)
+        model = found.checkpoint.build(plan.header.widths).to(device)
         decoder = None if found.decoder is None else found.decoder.build().to(device)
         labels, _ = labels_of(model.config, self.label)
         # (classes, N, F): the rows of time features, one block a class.
@@ -194,8 +195,12 @@ class CheckpointDrawer(Drawer):
             def noise(row: int) -> torch.Tensor:
                 return torch.from_numpy(gaussian_batch(self.seed, indices, row, model.config.sample_shape)).to(device)
 
+            def program(x: torch.Tensor, row: int) -> torch.Tensor:
+                select(model, int(plan.program[row]))
+                return model.denoise(x, rows[kinds, row])
+
             with torch.no_grad():
-                samples = execute(plan, lambda x, row: model.denoise(x, rows[kinds, row]), noise(-1), noise)
+                samples = execute(plan, program, noise(-1), noise)
                 if decoder is not None:  # an image is much larger than its latent: one at a time
                     samples = torch.cat([decoder(sample) for sample in samples.split(1)])
             return rgb_pixels(samples.float().cpu().numpy())
@@ -215,7 +220,7 @@ class CheckpointDrawer(Drawer):
         return model
 
     def _compile(self, header: "CheckpointHeader") -> "Plan":
-        return self.plan.plan(header.noise_schedule, header.prediction)
+        return self.plan.plan(header.noise_schedule, header.prediction, lineage(header))
 
 
 def origin_of(

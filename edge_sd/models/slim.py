@@ -122,10 +122,10 @@ class SlimDenoiser(nn.Module):
 
 
 class StepAwareUNet(SpectralUNet, Stepped):
-    """A network that is as wide as the program at hand wants it.
+    """A network that is as wide as the program at hand wants it; one network a width, and one `temporal` for all.
 
     Args:
-        full: the network; its weights are taken over.
+        full: the network, with its weights.
         widths: of each program of a plan.
 
     Raises:
@@ -133,6 +133,7 @@ class StepAwareUNet(SpectralUNet, Stepped):
     """
 
     def __init__(self, full: SpectralUNet, widths: Sequence[int]) -> None:
+        nn.Module.__init__(self)  # the networks have the layers
         known = widths_of(full.config)
         if unknown := [width for width in widths if width not in known]:
             trained = f"work at widths {', '.join(map(str, known))}" if full.config.slim_widths else "are of one width"
@@ -140,26 +141,31 @@ class StepAwareUNet(SpectralUNet, Stepped):
                 f"the plan wants width {unknown[0]}, and the model's weights {trained}",
                 "train with --slimmable, or a plan without widths",
             )
-        super().__init__(full.config)
-        self.load_state_dict(full.state_dict())
-        self.widths = tuple(widths)
-        narrow = {str(width): SlimUNet(full, width).load(full) for width in sorted(set(widths)) if width != full.config.width}
-        for slim in narrow.values():
-            slim.temporal_net = self.temporal_net
-        self.narrow = nn.ModuleDict(narrow)
+        self.config, self.rows, self.feature_width = full.config, full.rows, full.feature_width
+        self.temporal_net, self.widths = full.temporal_net, tuple(widths)
+        self.networks = nn.ModuleDict({
+            str(width): full if width == full.config.width else SlimUNet(full, width).load(full)
+            for width in dict.fromkeys(widths)
+        })  # fmt: skip
         self.train(full.training)
 
+    def at(self, program: int) -> SpectralUNet:
+        """The network of one program."""
+        return cast(SpectralUNet, self.networks[str(self.widths[program])])
+
     def denoise_with_taps(self, x: Tensor, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        slim = self._slim()
-        return super().denoise_with_taps(x, features) if slim is None else slim.denoise_with_taps(x, features)
+        return self.at(self.program).denoise_with_taps(x, features)
 
     def walk(self, x: Tensor, features: Tensor) -> Walk:
-        slim = self._slim()
-        return super().walk(x, features) if slim is None else slim.walk(x, features)
+        return self.at(self.program).walk(x, features)
 
-    def _slim(self) -> SlimUNet | None:
-        width = self.widths[self.program]
-        return None if width == self.config.width else cast(SlimUNet, self.narrow[str(width)])
+    def unit_names(self) -> list[str]:
+        return self.at(self.program).unit_names()
+
+
+def network_of(model: SpectralUNet, program: int) -> SpectralUNet:
+    """What computes one of a plan's programs; a model of one width computes all of them."""
+    return model.at(program) if isinstance(model, StepAwareUNet) else model
 
 
 # Which of a layer's channels are kept

@@ -11,7 +11,11 @@
 class Loop {
  public:
   Loop(const Plan& plan, uint64_t seed, uint64_t index, size_t count)
-      : plan_(plan), seed_(seed), index_(index), x_(noise::gaussian(seed, index, -1, count)), base_(x_) {}
+      : plan_(plan), seed_(seed), index_(index), x_(noise::gaussian(seed, index, -1, count)) {
+    const float start = float(plan.start);
+    for (float& value : x_) value = start * value;
+    base_ = x_;
+  }
 
   // What the program is given next; after the last row, the sample.
   const std::vector<float>& x() const { return x_; }

@@ -11,6 +11,7 @@ struct Plan {
   std::vector<double> timestep, p, q, u, a, a_next, c;
   std::vector<double> b, b_next;  // (rows, history)
   std::vector<size_t> program;
+  double start = 1;  // what the first noise is multiplied by
 };
 
 inline Plan load_plan(const std::string& path, size_t programs) {
@@ -28,6 +29,10 @@ inline Plan load_plan(const std::string& path, size_t programs) {
     ++expected;
   }
   Plan plan;
+  if (file.tensors().count("start")) {
+    plan.start = file.read<double>("start", {1})[0];
+    ++expected;
+  }
   plan.rows = vector[0], plan.history = matrix[1];
   plan.timestep = file.read<double>("timestep", vector);
   plan.p = file.read<double>("p", vector), plan.q = file.read<double>("q", vector);

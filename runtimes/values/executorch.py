@@ -34,7 +34,7 @@ class ExecuTorchValues(Values):
         checkpoint = load_any(bundle.path / REFERENCE)
         recipe = checkpoint.header.recipe if isinstance(checkpoint, QuantizedCheckpoint) else None
         found, contract = bundle.program(self.name, program), bundle.manifest.contract(program)
-        names, data = observed_program(checkpoint.build(), contract, inputs, found, recipe)
+        names, data = observed_program(checkpoint.build(bundle.plan.header.widths), contract, inputs, found, recipe)
         with tempfile.TemporaryDirectory() as folder, quiet():
             from executorch.extension.pybindings import portable_lib
 

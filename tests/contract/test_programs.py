@@ -11,12 +11,12 @@ from onnx import TensorProto
 
 from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.bundle.contract import METADATA_KEY, Contract, PlanSummary
+from edge_sd.bundle.manifest import WEIGHTS
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.diffusion import SCHEDULES, compile_plan
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation.metrics import snr_db
 from edge_sd.export import ExportRequest, export_bundle, swap_plan
-from edge_sd.export._qdq import WEIGHTS
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize._quantize import plan_of, quantize
 from edge_sd.quantize.calibration import CalibrationRequest, capture
