@@ -15,7 +15,8 @@ export class Loop {
     this.plan = plan;
     this.noise = (row) => gaussian(seed, image, row, count);
     this.row = 0;
-    this.x = this.noise(-1); // what the program is given next; after the last row, the sample
+    const start = f(plan.start);
+    this.x = this.noise(-1).map((value) => start * value); // what the program is given next; after the last row, the sample
     this.base = this.x;
     this.memory = []; // newest first
   }

@@ -7,7 +7,7 @@ import { Safetensors } from "./safetensors.mjs";
 const AGAIN = "export the bundle again";
 const COLUMNS = ["timestep", "p", "q", "u", "a", "a_next", "c"];
 
-// { rows, history, programs: names, program: Int of each row, columns: { timestep, p, …, b, b_next: Float64Array } }
+// { rows, history, start, programs: names, program: Int of each row, columns: { timestep, p, …, b, b_next: Float64Array } }
 export function readPlan(bytes) {
   const file = new Safetensors(bytes, "plan.safetensors"),
     header = file.header();
@@ -24,7 +24,8 @@ export function readPlan(bytes) {
   require(program.every(
     (index) => index >= 0 && index < programs.length,
   ), "plan.safetensors names a program that it does not have", AGAIN);
-  return { rows, history, programs, program, columns };
+  const start = file.names().includes("start") ? file.read("start", "F64", [1])[0] : 1; // what the first noise is multiplied by
+  return { rows, history, start, programs, program, columns };
 }
 
 // { seed: BigInt, labels, sample: (C, H, W), image: (3, H', W') or null, width, trajectories: [{ samples, predictions: one

@@ -65,7 +65,7 @@ def export(
     """
     from edge_sd.bundle.bundle import SUFFIX
     from edge_sd.cli._console import say
-    from edge_sd.diffusion.choice import PlanFile
+    from edge_sd.diffusion.choice import PlanFile, lineage
     from edge_sd.errors import UsageError
     from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
     from edge_sd.quantize.checkpoint import QuantizedHeader, open_any
@@ -89,7 +89,7 @@ def export(
     decoding, header = model.decoder, model.checkpoint.header
     recipe = header.recipe if isinstance(header, QuantizedHeader) else None
     own = ("dpmpp", 20, None) if recipe is None else (recipe.solver, recipe.steps, recipe.spacing)
-    given = source.plan(header.noise_schedule, header.prediction) if isinstance(source, PlanFile) else None
+    given = source.plan(header.noise_schedule, header.prediction, lineage(header)) if isinstance(source, PlanFile) else None
     solver, spacing = solver or own[0], spacing or own[2]
     steps = own[1] if steps is None else steps
     request = ExportRequest(

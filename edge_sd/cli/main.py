@@ -42,7 +42,6 @@ for verb in (
     sample,
     quantize,
     export,
-    plan,
     inspect,
     parity,
     bench,
@@ -57,6 +56,7 @@ for verb in (
 app.command("list")(list_)
 app.command("train-autoencoder")(train_autoencoder)
 app.add_typer(emulator, name="emulator")
+app.add_typer(plan, name="plan")
 
 
 def _version(asked: bool) -> None:

@@ -75,6 +75,8 @@ class SolverSchedule(Record):
         schedule: the process the model was trained for.
         prediction: what the program returns, whatever the steps expand.
         decisions: one a step, timesteps decreasing inside the schedule.
+        start: where the first decision's timestep is reached from. "noise": it is where the noise is. "analytic": from T − 1, by
+            a step of DDIM with ε = x, which costs no evaluation: there is nothing else at T.
     """
 
     kind: Literal["solver-schedule"] = "solver-schedule"
@@ -82,6 +84,7 @@ class SolverSchedule(Record):
     schedule: NoiseSchedule
     prediction: Prediction
     decisions: tuple[Decision, ...] = Field(min_length=1)
+    start: Literal["noise", "analytic"] = "noise"
 
     @model_validator(mode="after")
     def _steps_are_possible(self) -> Self:

@@ -52,13 +52,15 @@ def execute(
 
     Args:
         program: (x, row) → the prediction at that row's timestep; x is (B, C, H, W), float32 or float64.
-        x: where the loop starts: unit Gaussian noise.
+        x: unit Gaussian noise, where the loop starts; a plan's column `start` scales it first.
         noise: row → fresh unit Gaussian noise of x's shape; called only for rows with c ≠ 0.
         observe: called with (row, x, prediction) after each call of the program, x being what the program was given.
 
     Returns:
         The sample after the last row, of x's shape and dtype.
     """
+    if "start" in plan.columns:
+        x = float(plan.columns["start"][0]) * x
     base = x
     memory: list[Array] = []  # newest first
     for row in range(len(plan)):

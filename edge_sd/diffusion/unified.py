@@ -13,8 +13,8 @@ x0 = (x − σε)/α asks for the x of that row, which the table does not keep. 
   plan's history ends at 8: what would need more is refused. One change of type fits at any order up to 4 (with correctors up to
   3), a change at every step up to 2 (without).
 
-One of USF's later options is left out, the analytic first step (ε = x_T at T, without an evaluation). It would scale x before the
-first evaluation; a row only acts after its own. A row with p = 1 and q = 0 takes that step exactly, but saves no evaluation.
+One of USF's later options is `start`, the analytic first step: at T there is nothing but noise, so ε = x_T needs no evaluation,
+and the step from there to the first decision's timestep rescales the noise. It leaves nothing behind to look back on.
 """
 
 import math
@@ -29,7 +29,7 @@ from edge_sd.diffusion._decisions import SolverSchedule as SolverSchedule
 from edge_sd.diffusion._taylor import Expansion, phi, step_weights
 from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.diffusion.solvers._base import Levels, Row, to_epsilon, to_x0
+from edge_sd.diffusion.solvers._base import Levels, Row, analytic_start, to_epsilon, to_x0
 from edge_sd.errors import UsageError
 from edge_sd.validation import validated
 
@@ -55,7 +55,14 @@ def compile_schedule(given: SolverSchedule, *, prediction: Prediction | None = N
             f"the solver schedule is for programs that return {given.prediction}, and this one returns {prediction}",
             "set its prediction and compile it again: the decisions do not depend on it",
         )
-    decisions, levels = given.decisions, given.levels()
+    plan = _plan(given, _rows(given.decisions, given.levels(), given.prediction))
+    if given.start == "noise":
+        return plan
+    skipped, first = given.schedule.alpha_bar([given.schedule.timesteps - 1, given.decisions[0].timestep])
+    return Plan(plan.header, {**plan.columns, "start": np.array([analytic_start(skipped, first)])})
+
+
+def _rows(decisions: Sequence[Decision], levels: Levels, prediction: Prediction) -> list[Row]:
     kept = [_kept(decisions, i) for i in range(len(decisions))]
     rows: list[Row] = []
     xs: dict[int, Form] = {}  # x at earlier rows, by the present `base`
@@ -71,7 +78,7 @@ def compile_schedule(given: SolverSchedule, *, prediction: Prediction | None = N
         return _sum((p, x), (q, {i: 1.0}))
 
     for i, decision in enumerate(decisions):
-        row = Row(*_conversion(given.prediction, kept[i], levels, i))
+        row = Row(*_conversion(prediction, kept[i], levels, i))
         corrected = bool(i) and decisions[i - 1].corrector == "pseudo"
         base = arrival
         if corrected:
@@ -97,7 +104,7 @@ def compile_schedule(given: SolverSchedule, *, prediction: Prediction | None = N
         if not all(map(math.isfinite, (row.u, row.a, row.a_next, *row.b, *row.b_next))):
             raise UsageError(f"step {i} (timestep {decision.timestep:g}) has a weight that is not finite", "smaller relaxations")
         rows.append(row)
-    return _plan(given, rows)
+    return rows
 
 
 def _kept(decisions: Sequence[Decision], i: int) -> Expansion:
@@ -174,7 +181,9 @@ def _plan(given: SolverSchedule, rows: Sequence[Row]) -> Plan:
 # Solvers that are points of the space
 
 
-def known_schedule(name: str, noise_schedule: NoiseSchedule, prediction: Prediction, times: ArrayLike) -> SolverSchedule:
+def known_schedule(
+    name: str, noise_schedule: NoiseSchedule, prediction: Prediction, times: ArrayLike, orders: Sequence[int] | None = None
+) -> SolverSchedule:
     """A published solver as decisions.
 
     * "ddim" (2010.02502, η = 0): order 1 in ε.
@@ -191,37 +200,50 @@ def known_schedule(name: str, noise_schedule: NoiseSchedule, prediction: Predict
         name: one of `KNOWN`.
         prediction: what the program returns.
         times: (N,) timesteps, decreasing.
+        orders: (N,) Taylor orders in place of these; a step of order n has n − 1 others behind it, the last has order 1.
 
     Raises:
-        UsageError: no such solver, or times that cannot be.
+        UsageError: no such solver, or times or orders that cannot be.
     """
     if name not in KNOWN:
         raise UsageError(f"no known schedule {name!r}", f"one of {', '.join(KNOWN)}")
     kind: Expansion = "epsilon" if name == "ddim" else "x0"
-    first_order = _with_decisions(
-        noise_schedule, prediction, ({"timestep": t, "prediction": kind} for t in np.asarray(times, dtype=np.float64).tolist())
-    )
-    if name == "ddim":
-        return first_order
-    lam, steps = first_order.levels().log_snr, len(first_order.decisions)
-    family, highest = name.split("-")[0], int(name.split("-")[1][0])
-    decisions: list[dict[str, object]] = []
-    for i, decision in enumerate(first_order.decisions):
-        order = min(highest, i + 1, steps - i if family == "unipc" or steps < 15 else 3)
-        values: dict[str, object] = {**decision.model_dump(), "order": order}
-        if i == steps - 1:
-            values["order"] = 1
-        else:
+    visited = np.asarray(times, dtype=np.float64).tolist()
+    first_order = _with_decisions(noise_schedule, prediction, ({"timestep": t, "prediction": kind} for t in visited))
+    if orders is not None and len(orders) != len(visited):
+        raise UsageError(f"{len(orders)} orders for {len(visited)} steps", "one for each step")
+    return _with_decisions(noise_schedule, prediction, _known(name, visited, first_order.levels(), orders))
+
+
+def known_rows(name: str, levels: Levels, prediction: Prediction) -> list[Row]:
+    """Rows of a published solver between noise levels; see `known_schedule`."""
+    steps = len(levels.alpha) - 1
+    # Where the steps are is said by the levels; of these timesteps the order alone counts.
+    decisions = [Decision.model_validate(values) for values in _known(name, list(range(steps))[::-1], levels, None)]
+    return _rows(decisions, levels, prediction)
+
+
+def _known(name: str, times: Sequence[float], levels: Levels, orders: Sequence[int] | None) -> list[dict[str, object]]:
+    """Decisions of a known schedule, not yet checked."""
+    family, _, number = name.partition("-")
+    steps, lam, highest = len(times), levels.log_snr, int(number[:1] or 1)
+    found: list[dict[str, object]] = []
+    for i, t in enumerate(times):
+        last = i == steps - 1
+        usual = 1 if last else min(highest, i + 1, steps - i if family == "unipc" or steps < 15 else 3)
+        order = usual if orders is None else orders[i]
+        values: dict[str, object] = {"timestep": t, "prediction": "epsilon" if family == "ddim" else "x0", "order": order}
+        if not last:
             h = float(lam[i + 1] - lam[i])
             half = ((phi(1, -h) / (2 * phi(2, -h)) - 1) / h,)
-            if order == 2:
+            if order == 2 and family != "ddim":
                 values["relaxation"] = half
             if order == 3 and family == "dpmpp":
                 values["relaxation"] = (0.0, -0.5 / h)
             if family == "unipc":
                 values |= {"corrector": "pseudo", "corrector_relaxation": half if order == 1 else ()}
-        decisions.append(values)
-    return _with_decisions(noise_schedule, prediction, decisions)
+        found.append(values)
+    return found
 
 
 def _with_decisions(

@@ -111,7 +111,7 @@ def test_an_existing_bundle_survives_an_overwriting_export_that_is_refused(bundl
 
 def test_another_plan(labelled: Path, tmp_path: Path) -> None:
     before, out = contents(labelled.parent), tmp_path / "x.edgesd"
-    done = call("plan", labelled, "--solver", "unipc", "--steps", 8, "-o", out)
+    done = call("plan", "swap", labelled, "--solver", "unipc", "--steps", 8, "-o", out)
     assert done.code == 0, done
     assert f"wrote {out}: unipc, 8 steps" in done.err
     assert contents(labelled.parent) == before
@@ -121,7 +121,7 @@ def test_another_plan(labelled: Path, tmp_path: Path) -> None:
 
 
 def test_another_plan_in_place(bundle: Path) -> None:
-    done = call("plan", bundle, "--solver", "ddim", "--eta", 0.5, "--steps", 3, "--goldens", 1)
+    done = call("plan", "swap", bundle, "--solver", "ddim", "--eta", 0.5, "--steps", 3, "--goldens", 1)
     assert done.code == 0, done
     opened = open_bundle(bundle)
     assert (opened.plan.header.solver, len(opened.plan), opened.plan.stochastic) == ("ddim", 3, True)
@@ -134,7 +134,7 @@ def test_a_plan_from_a_file(bundle: Path, tmp_path: Path) -> None:
     plan = compile_plan(SCHEDULES["cosine"], 5, solver="unipc", prediction="v")
     plan.with_features(np.ones((5, 3), np.float32)).save(tmp_path / "plan.safetensors")
     width = open_bundle(bundle).plan.header.feature_width
-    done = call("plan", bundle, "--plan", tmp_path / "plan.safetensors")
+    done = call("plan", "swap", bundle, "--plan", tmp_path / "plan.safetensors")
     assert done.code == 0, done
     opened = open_bundle(bundle)
     assert (len(opened.plan), opened.plan.header.feature_width) == (5, width)
@@ -145,7 +145,8 @@ def test_a_plan_from_a_file(bundle: Path, tmp_path: Path) -> None:
 def test_a_plan_of_another_schedule(schedule: str, prediction: Any, bundle: Path, tmp_path: Path) -> None:
     compile_plan(SCHEDULES[schedule], 4, solver="ddim", prediction=prediction).save(tmp_path / "plan.safetensors")
     before = contents(bundle.parent)
-    refused(call("plan", bundle, "--plan", tmp_path / "plan.safetensors"), 1, "of another schedule or prediction", "edge-sd plan")
+    done = call("plan", "swap", bundle, "--plan", tmp_path / "plan.safetensors")
+    refused(done, 1, "of another schedule or prediction", "edge-sd plan make")
     assert contents(bundle.parent) == before
 
 
@@ -160,13 +161,13 @@ def test_a_plan_of_another_schedule(schedule: str, prediction: Any, bundle: Path
 )
 def test_what_plan_refuses(arguments: tuple[object, ...], code: int, said: str, bundle: Path) -> None:
     before = contents(bundle.parent)
-    refused(call("plan", bundle, *arguments), code, said)
+    refused(call("plan", "swap", bundle, *arguments), code, said)
     assert contents(bundle.parent) == before
 
 
 def test_a_new_bundle_is_not_written_over_another(bundle: Path, labelled: Path) -> None:
     before = contents(bundle.parent)
-    refused(call("plan", labelled, "-o", bundle), 2, f"{bundle} exists", "--overwrite")
+    refused(call("plan", "swap", labelled, "-o", bundle), 2, f"{bundle} exists", "--overwrite")
     assert contents(bundle.parent) == before
 
 

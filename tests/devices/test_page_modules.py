@@ -23,10 +23,12 @@ def test_units(name: str) -> None:
     assert "# pass 0" not in done.stdout
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpmpp", "unipc"])
-def test_the_loop_is_the_specification_to_the_bit(solver: str, tmp_path: Path) -> None:
-    """Given the same predictions: coefficients, order of operations, memory, noise."""
-    plan = compile_plan(SCHEDULES["cosine"], solver=solver, steps=STEPS, prediction="v")
+@pytest.mark.parametrize(
+    ("solver", "analytic"), [("ddim", False), ("ddpm", False), ("dpmpp", False), ("unipc", False), ("unipc", True)]
+)
+def test_the_loop_is_the_specification_to_the_bit(solver: str, analytic: bool, tmp_path: Path) -> None:
+    """Given the same predictions: coefficients, order of operations, memory, noise, and what scales the first of it."""
+    plan = compile_plan(SCHEDULES["cosine"], solver=solver, steps=STEPS, prediction="v", analytic_first_step=analytic)
     plan.save(tmp_path / "plan.safetensors")
     predictions = np.random.default_rng(3).standard_normal((len(plan), *SHAPE[1:])).astype(np.float32)
     save_file({"predictions": predictions}, tmp_path / "predictions.safetensors")

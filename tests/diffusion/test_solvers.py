@@ -130,7 +130,8 @@ def test_numpy_and_torch_run_a_plan_to_the_same_bits(solver: str, dtype: Any) ->
 
 
 def test_unknown_solver_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"unknown solver 'euler'.*ddim, ddpm, dpmpp, fastdpm-step, fastdpm-var, unipc"):
+    known = "ddim, ddpm, dpmpp, dpmpp-3m, fastdpm-step, fastdpm-var, unipc, unipc-3"
+    with pytest.raises(UsageError, match=f"unknown solver 'euler'.*{known}"):
         compile_plan(NoiseSchedule(), 10, solver="euler")
 
 

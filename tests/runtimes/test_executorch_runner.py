@@ -99,14 +99,20 @@ def with_plan(bundle: Bundle, plan: Plan, seed: int, folder: Path) -> Bundle:
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps", "eta"), [("ddim", 6, 0.0), ("ddim", 6, 1.0), ("ddpm", 5, 0.0), ("dpmpp", 7, 0.0), ("unipc", 6, 0.0)]
+    ("solver", "steps", "eta", "analytic"),
+    [
+        *(("ddim", 6, 0.0, False), ("ddim", 6, 1.0, False), ("ddpm", 5, 0.0, False), ("dpmpp", 7, 0.0, False)),
+        *(("unipc", 6, 0.0, False), ("unipc", 6, 0.0, True)),
+    ],
 )
 def test_predictions_and_loop_are_python_s_to_the_bit(
-    solver: str, steps: int, eta: float, bundle: Bundle, model: SpectralUNet, tmp_path: Path
+    solver: str, steps: int, eta: float, analytic: bool, bundle: Bundle, model: SpectralUNet, tmp_path: Path
 ) -> None:
     """One step and several, corrected, with fresh noise and without: the same library, on as many threads."""
     manifest = bundle.manifest
-    bare = compile_plan(manifest.noise_schedule, prediction=manifest.prediction, solver=solver, steps=steps, eta=eta)
+    bare = compile_plan(
+        manifest.noise_schedule, prediction=manifest.prediction, solver=solver, steps=steps, eta=eta, analytic_first_step=analytic
+    )
     plan = bare.with_features(plan_features(model, bare, None))
     assert plan.stochastic == (eta > 0 or solver == "ddpm")
     other = with_plan(bundle, plan, 2**40 + 3, tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 
 from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.diffusion.solvers._base import Levels, Solver
+from edge_sd.diffusion.solvers._base import Levels, Solver, analytic_start
 from edge_sd.errors import UsageError
 from edge_sd.registry import implementations
 
@@ -23,6 +23,7 @@ def compile_plan(
     spacing: str | None = None,
     eta: float = 0.0,
     times: np.ndarray | None = None,
+    analytic_first_step: bool = False,
 ) -> Plan:
     """Compile a solver to a plan.
 
@@ -34,26 +35,35 @@ def compile_plan(
         spacing: a name of `SPACINGS`, or of the solver's own (FastDPM: linear, quadratic); None takes the solver's default.
         eta: share of fresh noise, 0 … 1, where the solver takes one.
         times: (steps,) timesteps to visit, decreasing, in place of a spacing's.
+        analytic_first_step: place one point more, and skip the evaluation at the first: there is nothing but noise, so ε = x.
+            What it saves is a rescaling of that noise, the plan's column `start`; a multistep solver begins behind it. Of `times`
+            none is skipped: they begin after T − 1.
 
     Raises:
-        UsageError: an unknown name, or a number out of range.
+        UsageError: an unknown name, a number out of range, or a first step skipped where the plan adds noise.
     """
     known = solvers()
     if solver not in known:
         raise UsageError(f"unknown solver {solver!r}", f"one of {', '.join(sorted(known))}")
     if not 0 <= eta <= 1:
         raise UsageError(f"eta {eta} is not in [0, 1]", "--eta 0 for none, --eta 1 for as much as DDPM")
+    if steps < 1:
+        raise UsageError(
+            f"{steps} steps: a plan needs at least 1 and at most the schedule's {schedule.timesteps}",
+            f"--steps 20, or any from 1 to {schedule.timesteps}",
+        )
     chosen = known[solver]
     spacing = spacing or chosen.default_spacing
     if times is None:
-        times, alpha_bar = chosen.visits(schedule, steps, spacing)
+        times, alpha_bar = chosen.visits(schedule, steps + analytic_first_step, spacing)
     else:
         spacing, times = "given", np.asarray(times, dtype=np.float64)
         if times.shape != (steps,) or (np.diff(times) >= 0).any():
             raise UsageError(
                 f"{steps} steps need as many decreasing timesteps, not {times.tolist()}", "leave times out to take a spacing"
             )
-        alpha_bar = schedule.alpha_bar(times)
+        alpha_bar = schedule.alpha_bar([schedule.timesteps - 1, *times] if analytic_first_step else times)
+    times, skipped, alpha_bar = times[-steps:], alpha_bar[:-steps], alpha_bar[-steps:]
     rows = chosen.rows(Levels.of(alpha_bar), prediction, eta)
     history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
 
@@ -63,6 +73,10 @@ def compile_plan(
     columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
     columns |= {name: np.array([padded(getattr(row, name)) for row in rows]) for name in ("b", "b_next")}
     columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
+    if len(skipped):
+        if columns["c"].any():
+            raise UsageError("the analytic first step adds no noise, and this plan's steps do", "leave it out, or --eta 0")
+        columns["start"] = np.array([analytic_start(skipped[0], alpha_bar[0])])
     header = PlanHeader(
         solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=schedule, history=history
     )

@@ -51,6 +51,17 @@ def to_epsilon(prediction: Prediction, alpha: float, sigma: float) -> tuple[floa
     return {"epsilon": (0.0, 1.0), "v": (sigma, alpha), "x0": (1 / sigma, -alpha / sigma)}[prediction]
 
 
+def analytic_start(skipped: float, first: float) -> float:
+    """Scale of the noise at the first evaluation, where a DDIM step from before it takes ε = x: noise is all that x is there.
+
+    With z at α, σ and ε = z, x = α_1·(z − σz)/α + σ_1·z; and (1 − σ)/α = α/(1 + σ), which keeps its digits (USF's repository).
+
+    Args:
+        skipped, first: ᾱ where no evaluation is, and of the first that is.
+    """
+    return float(np.sqrt(first * skipped) / (1 + np.sqrt(1 - skipped)) + np.sqrt(1 - first))
+
+
 class Solver(ABC):
     """One way to walk from noise to an image; a pure function of the noise levels.
 

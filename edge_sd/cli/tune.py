@@ -1,0 +1,156 @@
+"""`edge-sd plan tune`: one learnt conditioning time for each step of a plan, for one model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_sd.cli import _options as option
+from edge_sd.pretrained import DEFAULT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edge_sd.quantize.checkpoint import Opened
+
+_DRAWN_STEPS = 50
+
+
+def tune(
+    model: Annotated[Path, typer.Argument(help="Checkpoint, or a shipped model: edge-sd list models.")] = Path(DEFAULT),
+    plan_file: option.PlanFile = None,
+    solver: Annotated[str | None, typer.Option("--solver", help="edge-sd list solvers; dpmpp if left out.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20 if left out.")] = None,
+    spacing: option.Spacing = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="sequential: along the rows tuned before; parallel: rows apart, on noised samples.")
+    ] = "sequential",
+    loss: Annotated[
+        str,
+        typer.Option("--loss", help="trajectory: where small steps would lead; alignment: TimeTuner's own, see the text above."),
+    ] = "trajectory",
+    iterations: Annotated[int, typer.Option("--iterations", help="Of Adam, for each step.", min=1)] = 60,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of Adam.")] = 2e-3,
+    count: Annotated[int, typer.Option("-n", help="Samples that it is tuned on.", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Samples of one iteration.", min=1)] = 16,
+    substeps: Annotated[int, typer.Option("--substeps", help="Small steps in place of one, for the trajectory.", min=2)] = 20,
+    source: Annotated[
+        str | None,
+        typer.Option("--data", help="Images to noise, as of edge-sd train; without them the model draws what is needed itself."),
+    ] = None,
+    resize: option.Resize = False,
+    autoencoder: Annotated[
+        Path | None, typer.Option("--autoencoder", help="Of a model of latents and --data; that of a shipped model if left out.")
+    ] = None,
+    threads: option.Threads = None,
+    seed: option.Seed = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the tuned plan.")] = Path("plan.safetensors"),
+    overwrite: option.Overwrite = False,
+    as_json: option.AsJson = False,
+) -> None:
+    """Learn at which times to ask the model: one number a step, the weights frozen, the solver's coefficients as they are.
+
+    A long step's direction is better told at another time than the one where it begins (TimeTuner, 2310.09469). The loss
+    "alignment" is the paper's: predictions of the noise in a row are to agree. "trajectory" is the distance to where many small
+    steps lead from the same point. The tuned plan is for this model's weights alone; it costs nothing where it runs.
+
+    Example: edge-sd plan tune emoji64 --solver ddim --steps 10 -o tuned.safetensors
+    """
+    import json
+
+    import numpy as np
+    import torch
+
+    from edge_sd.cli._console import print_table, progress, say
+    from edge_sd.diffusion.choice import PlanChoice, lineage
+    from edge_sd.errors import UsageError
+    from edge_sd.quantize.checkpoint import QuantizedCheckpoint, open_any
+    from edge_sd.search.timesteps import TuneSettings, tune_timesteps
+
+    values = dict(locals())
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
+    settings = option.pick(TuneSettings, values, "tuning")
+    chosen = option.plan_source(plan_file, solver, steps, spacing) or PlanChoice()
+    opened = open_any(option.shipped(model))
+    if isinstance(opened.checkpoint, QuantizedCheckpoint):
+        raise UsageError(f"{model} is quantized", "tune for the weights it came from: the plan suits both")
+    header = opened.checkpoint.header
+    plan = chosen.plan(header.noise_schedule, header.prediction, lineage(header))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = opened.checkpoint.build()
+    clean, labels = None, None
+    if source is not None:
+        clean, labels = _from_data(opened, model, autoencoder, source, resize, count, seed)
+    elif mode == "parallel":
+        clean, labels = _drawn(opened, count, seed)
+    with progress("tuning") as update:
+        found = tune_timesteps(network, plan, settings, header.digest, clean=clean, labels=labels, observe=update)
+    found.plan.save(output)
+    rows = [
+        {
+            "row": row,
+            "timestep": float(found.plan.levels_at[row]),
+            "tuned": float(found.plan.timestep[row]),
+            "ratio": float(found.ratios[row]),
+            "before": None if np.isnan(found.before[row]) else float(found.before[row]),
+            "after": None if np.isnan(found.after[row]) else float(found.after[row]),
+        }
+        for row in range(len(plan))
+    ]
+    if as_json:
+        print(json.dumps({"mode": mode, "loss": loss, "rows": rows}, indent=2))
+    else:
+        table = [tuple(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()) for row in rows]
+        print_table(f"{mode}, {loss}", ("row", "timestep", "tuned", "ratio", "loss before", "after"), table)
+    say(f"wrote {output}: for the weights {header.digest[:16]}… alone")
+
+
+def _drawn(opened: "Opened", count: int, seed: int) -> "tuple[np.ndarray, np.ndarray | None]":
+    """Clean samples that the model draws itself, classes in turn."""
+    import numpy as np
+
+    from edge_sd.cli._console import progress, say
+    from edge_sd.diffusion import PlanChoice
+    from edge_sd.sampling import sample_model
+
+    header, network = opened.checkpoint.header, opened.checkpoint.build()
+    plan = PlanChoice(steps=_DRAWN_STEPS).plan(header.noise_schedule, header.prediction)
+    say(f"no --data: tuned on {count} samples that the model draws itself, in {_DRAWN_STEPS} steps of {plan.header.solver}")
+    classes = header.model.num_classes
+    with progress("sampling") as update:
+        if classes is None:
+            return sample_model(network, plan, seed=seed, count=count, observe=lambda done, total: update(done, total, "")), None
+        labels = np.arange(count) % classes
+        each = [sample_model(network, plan, seed=seed + i, count=1, label=int(label))[0] for i, label in enumerate(labels)]
+        return np.stack(each), labels
+
+
+def _from_data(
+    opened: "Opened", model: Path, autoencoder: Path | None, source: str, resize: bool, count: int, seed: int
+) -> "tuple[np.ndarray, np.ndarray | None]":
+    """Clean samples out of images or, for a model of latents, the latents of images."""
+    import numpy as np
+
+    from edge_sd.cli._latents import read_samples
+    from edge_sd.data import DataConfig
+    from edge_sd.errors import UsageError
+    from edge_sd.pretrained import AUTOENCODERS, SHIPPED
+    from edge_sd.training.samples import samples_of
+
+    header = opened.checkpoint.header
+    space = header.provenance.parents.get("autoencoder")
+    if autoencoder is None and space is not None:
+        if str(model) not in SHIPPED:
+            raise UsageError(f"{model} denoises latents", "--autoencoder says of which autoencoder")
+        autoencoder = AUTOENCODERS[str(model).removesuffix("-teacher")]
+    values = {**DataConfig().model_dump(), "source": source, "resize": resize, "labels": header.model.num_classes is not None}
+    samples = samples_of(read_samples(values, header.model, autoencoder))
+    if samples.parents.get("autoencoder") != space:
+        raise UsageError(
+            f"{model} denoises other latents than those of {autoencoder}", "the autoencoder that it was trained with"
+        )
+    chosen = np.random.default_rng(seed).permutation(len(samples))[:count]
+    clean = samples.take(chosen, np.zeros(len(chosen), dtype=bool), np.full((len(chosen), 2), 0.5))
+    return clean, None if samples.labels is None else samples.labels[chosen]
