@@ -1,7 +1,7 @@
 """Several ONNX programs over one file of weights.
 
 What they have in common is stored once. Of programs of several widths the narrow ones take slices of the widest one's weights, so
-that a bundle of them is hardly larger than one of the widest alone: a narrow program reads the whole weight and cuts its part out.
+that a bundle of them is hardly larger than one of the widest: a narrow program reads the whole weight and cuts its part out.
 ONNX Runtime folds that away when it loads the program: it costs neither time in the loop nor memory. What a rewrite has changed
 beyond that stays a weight of its own.
 """

@@ -128,13 +128,14 @@ class Plan:
         columns = {**self.columns, "program": program.astype(np.int64)}
         return Plan(self.header.model_copy(update={"programs": _names(len(starts))}), columns)
 
-    def with_widths(self, widths: Sequence[int]) -> "Plan":
-        """Return this plan with one program for each width, in the order in which they are first needed.
+    def with_widths(self, widths: Sequence[int], known: Sequence[int] | None = None) -> "Plan":
+        """Return this plan with one program for each width.
 
         Args:
             widths: of each row, in channels of the network's first level.
+            known: of each program; those that are needed, the first one first, if left out.
         """
-        kinds = tuple(dict.fromkeys(widths))
+        kinds = tuple(known or dict.fromkeys(widths))
         columns = {**self.columns, "program": np.array([kinds.index(width) for width in widths], dtype=np.int64)}
         return Plan(self.header.model_copy(update={"programs": _names(len(kinds)), "widths": kinds}), columns)
 

@@ -23,12 +23,14 @@ class Count:
     Attributes:
         parameters: learnt ones, without a class embedding that only makes context (LDM counts it apart).
         macs: multiply-accumulates of convolutions and linear layers.
+        temporal_macs: those among `macs` that make time features.
         attention_macs: those of q·kᵀ and of the product with v, on top of `macs`.
         weights_bytes: of the denoiser program's float32 weights.
     """
 
     parameters: int
     macs: int
+    temporal_macs: int
     attention_macs: int
     weights_bytes: int
 
@@ -37,15 +39,17 @@ def count(config: ModelConfig) -> Count:
     """Count a configuration at its own image size, batch 1."""
     with torch.device("meta"):
         model = SpectralUNet(config).eval()
-    macs = attention = 0
+    macs = attention = temporal = 0
+    of_time = set(model.temporal_net.modules())
 
     def on_layer(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        nonlocal macs, attention
+        nonlocal macs, attention, temporal
         if isinstance(module, DotProductAttention):
             q, k = inputs[0], inputs[1]
             attention += 2 * q.numel() * k.shape[-2]
         elif isinstance(module, nn.Linear):
             macs += output.numel() * module.in_features
+            temporal += output.numel() * module.in_features * (module in of_time)
         elif isinstance(module, nn.Conv2d):
             macs += output.numel() * module.weight[0].numel()
         elif isinstance(module, (DWT2, IDWT2)):  # the inverse spreads each input over its taps
@@ -59,7 +63,7 @@ def count(config: ModelConfig) -> Count:
         needs_context = config.context_dim is not None and config.class_conditioning != "context"
         context = torch.empty(1, config.context_tokens, config.context_dim or 0, device="meta") if needs_context else None
         model(x, t, y, context)
-    temporal = sum(p.numel() for p in model.temporal_net.parameters())
+    time_parameters = sum(p.numel() for p in model.temporal_net.parameters())
     classes = model.temporal_net.classes.weight.numel() if config.class_conditioning == "context" else 0
     total = sum(p.numel() for p in model.parameters())
-    return Count(total - classes, macs, attention, 4 * (total - temporal))
+    return Count(total - classes, macs, temporal, attention, 4 * (total - time_parameters))

@@ -1,7 +1,7 @@
 """What plans are tried on: a model, the process it was trained for, and its samples, whose noise is made once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import UsageError
 from edge_sd.evaluation.draw import labels_of
 from edge_sd.files import tensors_digest
+from edge_sd.models.slim import StepAwareUNet
 from edge_sd.models.stepped import select
 from edge_sd.sampling import plan_features
 
@@ -42,6 +43,7 @@ class Subject:
     prediction: Prediction
     decoder: torch.nn.Module | None = None
     labels: tuple[int, ...] = ()
+    _stepped: "dict[tuple[int, ...], SpectralUNet]" = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def digest(self) -> str:
@@ -54,7 +56,7 @@ class Subject:
         Raises:
             UsageError: a class is missing, or not wanted.
         """
-        device = next(self.model.parameters()).device
+        device, model = next(self.model.parameters()).device, self._of(plan)
         rows = torch.from_numpy(np.stack([plan_features(self.model, plan, label) for label in self.labels or (None,)])).to(device)
         shape, found = self.model.config.sample_shape, []
         for start in range(indices.start, indices.stop, BATCH):
@@ -66,12 +68,21 @@ class Subject:
 
             def program(x: torch.Tensor, row: int, kinds: torch.Tensor = kinds) -> torch.Tensor:
                 if len(plan.header.programs) > 1:
-                    select(self.model, int(plan.program[row]))
-                return self.model.denoise(x, rows[kinds, row])
+                    select(model, int(plan.program[row]))
+                return model.denoise(x, rows[kinds, row])
 
             with torch.no_grad():
                 found.append(execute(plan, program, noise(-1), noise).float().cpu().numpy())
         return np.concatenate(found)
+
+    def _of(self, plan: Plan) -> "SpectralUNet":
+        """The model, as wide as each of the plan's programs wants it."""
+        widths = plan.header.widths
+        if not widths:
+            return self.model
+        if widths not in self._stepped:
+            self._stepped[widths] = StepAwareUNet(self.model, widths)
+        return self._stepped[widths]
 
     def decode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Samples → images (n, C, H, W), about −1 … 1; latents one at a time, because an image is much larger."""
