@@ -56,7 +56,7 @@ class KernelDistance(Objective):
     name: ClassVar[str] = "kid"
     about: ClassVar[str] = "kernel distance of the pictures' features to those of real images"
     samples: ClassVar[int] = 96
-    evaluations: ClassVar[int] = 300
+    evaluations: ClassVar[int] = 400
     positive: ClassVar[bool] = False
 
     def __init__(self, subject: Subject, features: Features, real: NDArray[np.floating]) -> None:
