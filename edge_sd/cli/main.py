@@ -22,6 +22,7 @@ from edge_sd.cli.quantize import quantize
 from edge_sd.cli.report import report
 from edge_sd.cli.run import run
 from edge_sd.cli.sample import sample
+from edge_sd.cli.search import search
 from edge_sd.cli.selftest import selftest
 from edge_sd.cli.serve import serve
 from edge_sd.cli.train import train
@@ -42,6 +43,7 @@ for verb in (
     sample,
     quantize,
     export,
+    search,
     inspect,
     parity,
     bench,
