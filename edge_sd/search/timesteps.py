@@ -136,26 +136,26 @@ class Tuner:
         refuse_stochastic(plan)
         if clean is None and settings.mode == "parallel":
             raise UsageError("mode parallel noises clean samples, and there are none", "give samples, or mode sequential")
-        self.network, self.settings, self.labels = network, settings, labels
+        self.network, self.settings = network, settings
+        self.labels: Tensor | None = None
         self.times = plan.levels_at
         self.plan = plan.bare()
         self.last = plan.header.noise_schedule.timesteps - 1
         self.levels = Levels.of(plan.header.noise_schedule.alpha_bar(self.times))
         noise = gaussian_batch(settings.seed, range(settings.count), -1, shape)
-        self.noise = torch.from_numpy(noise).to(device if clean is None else clean.device)
+        self.noise = torch.from_numpy(noise).to(device)
+        self.clean: Tensor | None = None
         if clean is not None:
-            self.clean: Tensor | None = clean[torch.arange(settings.count, device=clean.device) % len(clean)]
-            self.noise = self.noise.to(clean.dtype)
-            if labels is not None:
-                self.labels = labels[torch.arange(settings.count, device=labels.device) % len(labels)]
-        else:
-            self.clean = None
+            self.clean = clean[torch.arange(settings.count, device=clean.device) % len(clean)]
+            self.noise = self.noise.to(clean)
+        if labels is not None:
+            self.labels = labels[torch.arange(settings.count, device=labels.device) % len(labels)]
 
     # One row
 
     def predict(self, x: Tensor, time: Tensor | float, chosen: Tensor | None = None) -> Tensor:
         """The network's prediction at a conditioning time, a number or a tensor () that gradients flow to."""
-        t = torch.as_tensor(time, dtype=torch.float32 if x.dtype == torch.float32 else x.dtype, device=x.device)
+        t = torch.as_tensor(time, dtype=x.dtype, device=x.device)
         labels = self.labels if self.labels is None or chosen is None else self.labels[chosen]
         return self.network.denoise(x, self.network.temporal(t.expand(len(x)), labels))
 
@@ -263,7 +263,7 @@ class Tuner:
             with torch.no_grad():
                 ratio.clamp_(0, self.last / time)
             observe(iteration + 1)
-        return float(ratio)
+        return float(ratio.detach())
 
     def _whole(self, row: int, state: State, target: Tensor, ratio: float) -> float:
         return float(self.loss(row, state, target, torch.tensor(ratio, dtype=torch.float64)))
@@ -301,6 +301,10 @@ def tune_timesteps(
     config = model.config
     check_label(config, None if config.num_classes is None else 0)
     if config.num_classes is not None and labels is None:
+        if clean is not None:
+            raise UsageError(
+                f"the model knows {config.num_classes} classes, and nothing says those of the samples", "give labels"
+            )
         labels = np.arange(settings.count) % config.num_classes
     device = next(model.parameters()).device
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]

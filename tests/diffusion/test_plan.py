@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from edge_sd.diffusion import NoiseSchedule, Plan, compile_plan, load_plan, solvers
+from edge_sd.diffusion import SCHEDULES, NoiseSchedule, Plan, compile_plan, load_plan, solvers
+from edge_sd.diffusion.plan import Tuned, refuse_other_process
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import HEADER, write_tensors
 
@@ -78,6 +79,69 @@ def test_filling_in_features_leaves_the_plan_as_it_was() -> None:
 @pytest.mark.parametrize(("solver", "stochastic"), [("ddim", False), ("ddpm", True), ("dpmpp", False), ("unipc", False)])
 def test_which_plans_draw_noise(solver: str, stochastic: bool) -> None:
     assert compile_plan(NoiseSchedule(), STEPS, solver=solver).stochastic == stochastic
+
+
+# What belongs to one model
+
+
+def test_a_bare_plan_has_neither_rows_nor_groups() -> None:
+    given = plan().with_programs([0, 2])
+    bare = given.bare()
+    assert (bare.header.feature_width, bare.header.programs) == (0, ("denoiser",))
+    assert not bare.program.any()
+    for name in bare.columns.keys() - {"program"}:
+        np.testing.assert_array_equal(bare.columns[name], given.columns[name])
+
+
+TUNED = Tuned(mode="sequential", loss="trajectory", weights="d" * 64, times=(900.0, 600.0, 10.0))
+
+
+def test_tuned_timesteps_are_kept_beside_their_own(tmp_path: Path) -> None:
+    given = compile_plan(NoiseSchedule(), 3, times=np.array(TUNED.times)).with_features(np.ones((3, 2), np.float32))
+    given.with_timesteps(np.array([880.0, 610.0, 30.0]), TUNED).save(tmp_path / "plan")
+    found = load_plan(tmp_path / "plan")
+    assert found.timestep.tolist() == [880, 610, 30]
+    assert found.levels_at.tolist() == [900, 600, 10]
+    assert found.header.feature_width == 0
+    assert found.header.tuned == TUNED
+    assert found.head(2).levels_at.tolist() == [900, 600]
+    assert given.levels_at.tolist() == [900, 600, 10]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"times": (1.0, 2.0)}, "3 timesteps were tuned, and 2 are named"),
+        ({"times": (1.0, 2.0, 1000.0)}, "leave the schedule's range"),
+    ],
+)
+def test_tuned_timesteps_that_cannot_be(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    given = compile_plan(NoiseSchedule(), 3)
+    header = given.header.model_copy(update={"tuned": TUNED.model_copy(update=change)})
+    write_tensors(tmp_path / "plan", given.columns, header)
+    with pytest.raises(EdgeSDError, match=said):
+        load_plan(tmp_path / "plan")
+
+
+def test_a_header_of_before_there_were_tuned_timesteps_is_read(tmp_path: Path) -> None:
+    given = plan()
+    header = {name: value for name, value in given.header.model_dump(mode="json").items() if name not in ("tuned", "widths")}
+    save_file(given.columns, tmp_path / "plan", metadata={HEADER: json.dumps(header)})
+    assert load_plan(tmp_path / "plan").header == given.header
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "said"),
+    [
+        ("linear", "v", r"\(linear, epsilon; the model's are linear, v\)"),
+        ("cosine", "epsilon", r"\(linear, epsilon; the model's are cosine, epsilon\)"),
+        ("other", "epsilon", r"linear, β 0.0001–0.02 in 1000 timesteps, epsilon; the model's are linear, β 0.0001–0.02 in 500"),
+    ],
+)
+def test_a_plan_for_another_kind_of_model(schedule: str, prediction: Any, said: str) -> None:
+    theirs = {**SCHEDULES, "other": NoiseSchedule(timesteps=500)}[schedule]
+    with pytest.raises(EdgeSDError, match=f"p: the plan is of another schedule or prediction than the model .*{said}"):
+        refuse_other_process(plan(), theirs, prediction, "p")
 
 
 # Damaged columns

@@ -14,6 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from edge_sd.checkpoint import Checkpoint
 from edge_sd.diffusion import SCHEDULES, Plan, compile_plan
+from edge_sd.diffusion.choice import PlanFile, lineage
+from edge_sd.diffusion.plan import Tuned, refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import tensors_digest
 from edge_sd.models.stepped import select
@@ -26,6 +28,7 @@ from edge_sd.quantize.checkpoint import (
     load_any,
     load_quantized,
     packed,
+    plan_from,
     quantized_checkpoint,
     unpacked,
 )
@@ -209,6 +212,39 @@ def test_of_one_group_any_plan_will_do(quantized: Quantized) -> None:
         one = dataclasses.replace(quantized.checkpoint, header=header.model_copy(update={"recipe": recipe}))
         plan = one.plan_for("ddim", 3)
         assert (plan.header.programs, plan.program.tolist()) == (("denoiser",), [0, 0, 0])
+
+
+def test_a_plan_made_elsewhere_gets_its_programs_where_it_visits_the_same_timesteps(quantized: Quantized, tmp_path: Path) -> None:
+    checkpoint, start = quantized.checkpoint, recipe_start(quantized)
+    times = checkpoint.plan_for("dpmpp", 6).timestep
+    header = checkpoint.header
+    for solver in ("dpmpp", "unipc"):
+        given_plan = compile_plan(header.noise_schedule, 6, solver=solver, prediction=header.prediction, times=times)
+        given_plan.save(tmp_path / solver)
+        plan = plan_from(checkpoint, PlanFile(path=tmp_path / solver))
+        assert plan.program.tolist() == [0] * start + [1] * (6 - start)
+        np.testing.assert_array_equal(plan.columns["b_next"], given_plan.columns["b_next"])
+    compile_plan(header.noise_schedule, 6, prediction=header.prediction, times=times - 1).save(tmp_path / "other")
+    with pytest.raises(UsageError, match="in groups with ranges of their own, and the plan's 6 timesteps are others"):
+        plan_from(checkpoint, PlanFile(path=tmp_path / "other"))
+    recipe = header.recipe.model_copy(update={"starts": (0,)})
+    one = dataclasses.replace(checkpoint, header=header.model_copy(update={"recipe": recipe}))
+    assert plan_from(one, PlanFile(path=tmp_path / "other")).header.programs == ("denoiser",)
+
+
+def test_a_plan_tuned_for_the_weights_it_came_from_suits_it(quantized: Quantized, parent: Checkpoint) -> None:
+    header = quantized.checkpoint.header
+    assert lineage(header) == (header.digest, parent.header.digest)
+    plan = compile_plan(header.noise_schedule, 2, prediction=header.prediction)
+    for weights, suits in ((parent.header.digest, True), (header.digest, True), ("c" * 64, False)):
+        tuned = Tuned(mode="parallel", loss="alignment", weights=weights, times=tuple(plan.timestep.tolist()))
+        for_model = plan.with_timesteps(plan.timestep - 1, tuned), header.noise_schedule, header.prediction, "a plan"
+        if suits:
+            refuse_other_process(*for_model, lineage(header))
+        else:
+            with pytest.raises(EdgeSDError, match="a plan: the plan's timesteps were tuned for other weights"):
+                refuse_other_process(*for_model, lineage(header))
+        refuse_other_process(*for_model)
 
 
 @given(st.integers(1, 20), st.sets(st.integers(1, 19), max_size=4))
