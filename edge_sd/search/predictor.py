@@ -14,6 +14,7 @@ from edge_sd.diffusion.plan import Float64
 MEMBERS, PROJECTIONS = 8, 64
 _PENALTIES = np.logspace(-4, 2, 13)  # of which each member takes the best by leaving one out
 _LEAST = 1e-9
+_FLOOR = 3e-3  # of an entry's deviation: one that hardly differs among the trials is not made much of where it does
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Predictor:
 
     @classmethod
     def fit(cls, vectors: Float64, values: Float64, rng: np.random.Generator) -> "Predictor":
-        """Fit to vectors (n, d) and their values (n,)."""
-        centre, scale = vectors.mean(0), np.maximum(vectors.std(0), _LEAST)
+        """Fit to vectors (n, d), whose entries are about 1 or less, and their values (n,)."""
+        centre, scale = vectors.mean(0), np.hypot(vectors.std(0), _FLOOR)
         inputs, members = (vectors - centre) / scale, []
         for _ in range(MEMBERS):
             projection = rng.normal(size=(inputs.shape[1], PROJECTIONS)) / np.sqrt(inputs.shape[1])

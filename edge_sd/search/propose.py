@@ -41,15 +41,17 @@ def nudged(one: Candidate, rng: np.random.Generator, share: float = 1.0) -> Cand
     values[:, 0] += touched[:, 0] * rng.normal(size=steps) * spread * np.minimum(gaps[:-1], gaps[1:]).clip(1e-3)
     noise = share * 10 ** rng.uniform(-2, -0.5) * rng.normal(size=values.shape)
     noise[:, 0] = 0
-    return Candidate(one.kinds, _clipped(values + noise * touched))
+    return replace(one, values=_clipped(values + noise * touched))
 
 
 def restructured(one: Candidate, rng: np.random.Generator) -> Candidate:
-    """One or two steps decide otherwise: prediction type, order, points or corrector."""
+    """One or two steps decide otherwise: prediction type, order, points or corrector; or the start does."""
+    if rng.random() < 0.1:
+        return replace(one, start="noise" if one.start == "analytic" else "analytic")
     kinds = list(one.kinds)
     for i in rng.integers(len(kinds), size=rng.integers(1, 3)):
         kinds[i] = _other(kinds[i], int(i), rng)
-    return Candidate(tuple(kinds), one.values)
+    return replace(one, kinds=tuple(kinds))
 
 
 def _other(kind: Kind, i: int, rng: np.random.Generator) -> Kind:
@@ -74,14 +76,14 @@ def crossed(one: Candidate, other: Candidate, rng: np.random.Generator) -> Candi
     if rng.random() < 0.5:
         values[:, 0] = one.values[:, 0]
     kinds = tuple(theirs if swap else ours for ours, theirs, swap in zip(one.kinds, other.kinds, from_other, strict=True))
-    return Candidate(kinds, values)
+    return replace(one, kinds=kinds, values=values)
 
 
 def moved(one: Candidate, to: Candidate, by: Candidate, rng: np.random.Generator) -> Candidate:
     """Values moved along the difference of two others: its directions and lengths are those in which good ones still differ."""
     factor = rng.uniform(0.2, 1.0)
     touched = rng.random(one.values.shape) < rng.choice([0.3, 1.0])
-    return Candidate(one.kinds, _clipped(one.values + touched * factor * (to.values - by.values)))
+    return replace(one, values=_clipped(one.values + touched * factor * (to.values - by.values)))
 
 
 def _clipped(values: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from edge_sd.search.record import (
     SearchRecord,
     SearchSettings,
     Trial,
+    alone,
 )
 from edge_sd.search.seeds import first_round, second_round
 from edge_sd.search.space import Space, encoded
@@ -96,8 +97,12 @@ class Search:
         """Search, and write plan, schedule and record.
 
         Raises:
-            EdgeSDError: the folder holds another search, or a damaged one; or what scores plans raises.
+            EdgeSDError: the folder holds another search, or a damaged one, or is at work; or what scores plans raises.
         """
+        with alone(self.folder):
+            return self._run()
+
+    def _run(self) -> SearchRecord:
         started = time.monotonic()
         until = started + 60 * self.minutes if self.minutes is not None else float("inf")
         lines = self._lines()

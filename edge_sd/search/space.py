@@ -7,6 +7,7 @@ there is none, so that a step which grows longer keeps its factor.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,8 @@ from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import Levels
 from edge_sd.diffusion.unified import compile_schedule
 from edge_sd.errors import UsageError
+
+Start = Literal["noise", "analytic"]
 
 HIGHEST = 4  # Taylor order
 FACTORS = slice(1, HIGHEST)  # columns of a step's values: of its derivatives, …
@@ -43,10 +46,12 @@ class Candidate:
     Attributes:
         kinds: one a step.
         values: (N, 8) z, the factors of three derivatives and those of a corrector's four; 1 where a step has none.
+        start: see `SolverSchedule`.
     """
 
     kinds: tuple[Kind, ...]
     values: Float64
+    start: Start = "noise"
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Space:
             for c, column in zip(decision.corrector_relaxation, range(*CORRECTOR.indices(8)), strict=False):
                 values[i, column] = 1 + c * h
             kinds.append(Kind(decision.prediction, decision.order, decision.points, decision.corrector == "pseudo"))
-        return Candidate(tuple(kinds), values)
+        return Candidate(tuple(kinds), values, schedule.start)
 
     def together(self, candidate: Candidate) -> SolverSchedule | None:
         """The schedule of a candidate, mended where that is easy; None where it is no schedule.
@@ -124,6 +129,7 @@ class Space:
                 schedule=self.noise_schedule,
                 prediction=self.prediction,
                 decisions=tuple(Decision.model_validate(one) for one in decisions),
+                start=candidate.start,
             )
         except ValidationError:
             return None
@@ -154,10 +160,10 @@ def encoded(space: Space, plan: Plan) -> Float64:
     however they say it.
 
     Returns:
-        (2N + 1 + N(N + 1)/2,): z of each step; then x_1 … x_N by x_T, ε_0, …
+        (N + (N + 1)(N + 2)/2,): z of each step; then x at each step, and at the end, by x_T and the predictions before it.
     """
     rows = len(plan)
     unit, passed = np.eye(rows + 1), []
     final = execute(plan, lambda x, row: unit[row + 1], unit[0], lambda row: 0 * unit[0], lambda row, x, e: passed.append(x))
-    weights = [x[: i + 1] for i, x in enumerate([*passed, final]) if i]
+    weights = [x[: i + 1] for i, x in enumerate([*passed, final])]
     return np.concatenate([space.z(plan.timestep), *weights])

@@ -1,12 +1,13 @@
 """Scores in parallel: processes of one thread each, started once, that open the model once and stay for the whole search."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,19 +98,22 @@ class Workers(Scorer):
             observe(done, count)
 
     def _each(self, jobs: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """(index of the job, what it gave). No more are handed out than there are processes: an end waits for these alone."""
         waiting: dict[Future[Any], int] = {}
+        left = iter(enumerate(jobs))
         try:
-            waiting = {self._pool.submit(job[0], self.opening, *job[1:]): index for index, job in enumerate(jobs)}
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
+            for index, (function, *arguments) in itertools.islice(left, self.processes):
+                waiting[self._pool.submit(function, self.opening, *arguments)] = index
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    for index, (function, *arguments) in itertools.islice(left, 1):
+                        waiting[self._pool.submit(function, self.opening, *arguments)] = index
+                    yield waiting.pop(future), future.result()
         except BrokenProcessPool as error:
             raise EdgeSDError(
                 f"one of the {self.processes} processes that draw samples died; out of memory?",
                 "give fewer --processes; the same command goes on",
             ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 # In a worker

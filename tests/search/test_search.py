@@ -17,7 +17,19 @@ from edge_sd.search.objectives import Score
 from edge_sd.search.objectives.trajectory import Trajectory
 from edge_sd.search.predictor import Predictor, rank_correlation, ridge
 from edge_sd.search.propose import offspring
-from edge_sd.search.record import COMPARED, FINALS, SCHEDULE, SEARCH, TRIALS, Final, Lines, SearchRecord, SearchSettings, Trial
+from edge_sd.search.record import (
+    COMPARED,
+    FINALS,
+    SCHEDULE,
+    SEARCH,
+    TRIALS,
+    Final,
+    Lines,
+    SearchRecord,
+    SearchSettings,
+    Trial,
+    alone,
+)
 from edge_sd.search.search import Search
 from edge_sd.search.seeds import first_round, second_round, spacings
 from edge_sd.search.space import Space, encoded
@@ -173,6 +185,11 @@ def test_a_damaged_line_is_named(searched: tuple[Path, SearchRecord], tmp_path: 
     (tmp_path / TRIALS).write_bytes(b"".join(lines))
     with pytest.raises(EdgeSDError, match=r"trials.jsonl, line 7 is not a valid Trial"):
         make_search(tmp_path).check()
+
+
+def test_two_do_not_search_in_one_folder(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(EdgeSDError, match="another process searches in"):
+        make_search(tmp_path).run()
 
 
 # Candidates
