@@ -74,6 +74,29 @@ SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between two 
 SampleEvery = Annotated[int, typer.Option("--sample-every", help="Steps between two grids of samples; 0 for none.", min=0)]
 OutFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run. The same command goes on where it stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Objective = Annotated[
+    str | None,
+    typer.Option("--objective", help="trajectory, or kid: what is made small. kid where --data and --features are given."),
+]
+RealImages = Annotated[
+    str | None, typer.Option("--data", help="Real images for kid: a folder, shards, hub:OWNER/NAME, as edge-sd evaluate.")
+]
+RealCount = Annotated[int, typer.Option("--real", help="Real images that are compared with; all if there are fewer.", min=3)]
+FeaturesOf = Annotated[str | None, typer.Option("--features", help="For kid: inception, or package.module:callable.")]
+FeaturesName = Annotated[str | None, typer.Option("--features-name", help="What their distance is called.")]
+FeatureSize = Annotated[int | None, typer.Option("--feature-size", help="Pixels that images are resized to for them.", min=1)]
+FineSteps = Annotated[
+    int | None, typer.Option("--fine", help="Steps of the fine-grained trajectory (UniPC); 100 if left out.", min=2)
+]
+TrialSamples = Annotated[
+    int | None, typer.Option("-n", help="Samples for each trial; 64 of trajectory and 96 of kid if left out.", min=2)
+]
+FreshSamples = Annotated[
+    int | None, typer.Option("--fresh", help="Samples that finalists are ranked by; 4 times -n if left out.", min=2)
+]
+DrawnLabel = Annotated[int | None, typer.Option("--label", help="Class to draw; all in turn if left out.", min=0)]
+Processes = Annotated[int | None, typer.Option("--processes", help="Of one thread each; one a core if left out.", min=1)]
+SearchSeed = Annotated[int, typer.Option("--seed", help="Of everything random.", min=0, max=2**62 - 1)]
 Solver = Annotated[str, typer.Option("--solver", help="edge-sd list solvers.")]
 Spacing = Annotated[
     str | None,

@@ -27,6 +27,7 @@ from edge_sd.cli.selftest import selftest
 from edge_sd.cli.serve import serve
 from edge_sd.cli.train import train
 from edge_sd.cli.train_autoencoder import train_autoencoder
+from edge_sd.cli.widths import widths
 from edge_sd.errors import EdgeSDError, ExitCode
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ for verb in (
     quantize,
     export,
     search,
+    widths,
     inspect,
     parity,
     bench,
