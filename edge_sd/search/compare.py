@@ -143,8 +143,8 @@ class Comparing:
         further = second_round(space, seeds, values)
         seeds, values = seeds + further, values + self._values(further)
         best: dict[str, tuple[float, int]] = {}
-        for index, (seed, value) in enumerate(zip(seeds, values, strict=True)):
-            best[seed.solver] = min(best.get(seed.solver, (float("inf"), -1)), (value, index))
+        for index, (one, value) in enumerate(zip(seeds, values, strict=True)):
+            best[one.solver] = min(best.get(one.solver, (float("inf"), -1)), (value, index))
         self.scorer.prepare(self._seed, self.fresh)
         entered: list[tuple[Seed | None, Plan]] = [(seeds[index], seeds[index].plan) for _, index in best.values()]
         if found is not None:

@@ -85,4 +85,4 @@ def rank_correlation(predicted: Float64, found: Float64) -> float | None:
     if len(found) < 3:
         return None
     ranks = [np.argsort(np.argsort(values)).astype(np.float64) for values in (predicted, found)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -169,7 +169,7 @@ class Search:
         order = np.argsort(mean - _CAUTION * deviation, kind="stable")
         liked = GENERATION - AT_RANDOM
         chosen = [*order[:liked], *rng.choice(order[liked:], AT_RANDOM, replace=False)]
-        return [Proposal(*candidates[i], predicted=float(mean[i])) for i in chosen]
+        return [Proposal(candidates[i][0], candidates[i][1], predicted=float(mean[i])) for i in chosen]
 
     def _vector(self, trial: Trial) -> Float64:
         if trial.number not in self._vectors:
@@ -179,7 +179,8 @@ class Search:
     def _targets(self, trials: Sequence[Trial]) -> Float64:
         values = np.array([trial.value for trial in trials])
         values = np.log(np.maximum(values, np.finfo(np.float64).tiny)) if self.objective.positive else values
-        return np.minimum(values, np.quantile(values, _WORST))
+        targets: Float64 = np.minimum(values, np.quantile(values, _WORST))
+        return targets
 
     # Trying
 

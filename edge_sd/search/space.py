@@ -69,11 +69,11 @@ class Space:
 
     def z(self, times: ArrayLike) -> Float64:
         """Timesteps in [0, T−1] → [0, 1], increasing."""
-        return np.interp(times, *self._scale)
+        return np.interp(np.asarray(times, dtype=np.float64), *self._scale)
 
     def times(self, z: ArrayLike) -> Float64:
         """The inverse of `z`; what lies outside of [0, 1] is taken as its end."""
-        return np.interp(z, self._scale[1], self._scale[0])
+        return np.interp(np.asarray(z, dtype=np.float64), self._scale[1], self._scale[0])
 
     @cached_property
     def _scale(self) -> tuple[Float64, Float64]:
