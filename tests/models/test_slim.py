@@ -8,7 +8,7 @@ from edge_sd.errors import UsageError
 from edge_sd.models import ModelConfig
 from edge_sd.models.slim import SlimDenoiser, SlimUNet, StepAwareUNet, network_of, slim_config, usual_widths, widths_of
 from edge_sd.models.stepped import select
-from edge_sd.models.unet import SpectralUNet
+from edge_sd.models.unet import SpectralUNet, Walk
 
 PLAIN = ModelConfig(
     image_size=8, width=16, multipliers=(1, 2), blocks=1, attention=(1,), head_channels=8, norm_groups=4, slim_widths=(8,)
@@ -33,6 +33,18 @@ def network(config: ModelConfig) -> SpectralUNet:
 def inputs(model: SpectralUNet) -> tuple[torch.Tensor, torch.Tensor]:
     y = torch.tensor([1, 2]) if model.config.num_classes else None
     return torch.randn(2, *model.config.sample_shape), model.temporal(torch.tensor([3.0, 700.5]), y).detach()
+
+
+def through(walk: Walk) -> tuple[torch.Tensor, list[str]]:
+    """What a walk returns, and the parts it came by."""
+    names: list[str] = []
+    unit = next(walk)
+    while True:
+        names.append(unit.name)
+        try:
+            unit = walk.send(unit.module(*unit.inputs))
+        except StopIteration as ended:
+            return ended.value, names
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -120,21 +132,15 @@ def test_a_step_aware_network_is_as_wide_as_its_program_says(full: SpectralUNet)
         select(model, program)
         assert torch.equal(model.denoise(x, features), expected[width])
         assert network_of(model, program).config.width == width
-        walk = model.walk(x, features)
-        unit = next(walk)
-        names = [unit.name]
-        with pytest.raises(StopIteration) as ended:
-            while True:
-                unit = walk.send(unit.module(*unit.inputs))
-                names.append(unit.name)
-        assert torch.equal(ended.value.value, expected[width])
+        walked, names = through(model.walk(x, features))
+        assert torch.equal(walked, expected[width])
         assert names == model.unit_names()
     assert model.temporal_net is full.temporal_net
     assert network_of(full, 3) is full
 
 
 def test_widths_that_cannot_be_are_refused() -> None:
-    with pytest.raises(UsageError, match="slim width 10: .*10 channels cannot be split into 4 norm groups"):
+    with pytest.raises(UsageError, match=r"slim width 10: .*10 channels cannot be split into 4 norm groups"):
         slim_config(PLAIN, 10)
     with pytest.raises(UsageError, match=r"12 channels cannot be split into heads"):
         slim_config(PLAIN, 12)
