@@ -258,7 +258,7 @@ def _notes(found: "Plan") -> list[str]:
     if found.start_scale != 1:
         notes.append(f"starts from {found.start_scale:.6g}·z: its first step needs no evaluation")
     if header.tuned:
-        notes.append(f"timesteps tuned ({header.tuned.mode}, {header.tuned.loss}) for the weights {header.tuned.weights[:16]}…")
+        notes.append(f"timesteps tuned (mode {header.tuned.mode}) for the weights {header.tuned.weights[:16]}…")
     if len(header.programs) > 1:
         notes.append(f"programs: {', '.join(f'{index} {name}' for index, name in enumerate(header.programs))}")
     return notes

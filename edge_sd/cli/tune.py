@@ -23,20 +23,23 @@ def tune(
     steps: Annotated[int | None, typer.Option("--steps", help="Function evaluations; 20 if left out.")] = None,
     spacing: option.Spacing = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="sequential: along the rows tuned before; parallel: rows apart, on noised samples.")
-    ] = "sequential",
-    loss: Annotated[
         str,
-        typer.Option("--loss", help="trajectory: where small steps would lead; alignment: TimeTuner's own, see the text above."),
-    ] = "trajectory",
-    iterations: Annotated[int, typer.Option("--iterations", help="Of Adam, for each step.", min=1)] = 60,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of Adam.")] = 2e-3,
+        typer.Option("--mode", help="joint: all steps at once; or TimeTuner's own, sequential or parallel. See the text above."),
+    ] = "joint",
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", help="Of Adam: 60; of TimeTuner's modes 500 for each step.", min=1)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Of Adam: 5e-3, falling; of TimeTuner's modes 2e-3.")
+    ] = None,
     count: Annotated[int, typer.Option("-n", help="Samples that it is tuned on.", min=1)] = 64,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Samples of one iteration.", min=1)] = 16,
-    substeps: Annotated[int, typer.Option("--substeps", help="Small steps in place of one, for the trajectory.", min=2)] = 20,
+    fine: Annotated[int, typer.Option("--fine", help="Steps of the trajectory that mode joint follows.", min=2)] = 100,
     source: Annotated[
         str | None,
-        typer.Option("--data", help="Images to noise, as of edge-sd train; without them the model draws what is needed itself."),
+        typer.Option(
+            "--data", help="Images to noise, of TimeTuner's modes, as of edge-sd train; the model's own samples if left out."
+        ),
     ] = None,
     resize: option.Resize = False,
     autoencoder: Annotated[
@@ -50,15 +53,15 @@ def tune(
 ) -> None:
     """Learn at which times to ask the model: one number a step, the weights frozen, the solver's coefficients as they are.
 
-    A long step's direction is better told at another time than the one where it begins (TimeTuner, 2310.09469). The loss
-    "alignment" is the paper's: predictions of the noise in a row are to agree. "trajectory" is the distance to where many small
-    steps lead from the same point. The tuned plan is for this model's weights alone; it costs nothing where it runs.
+    A long step's direction is better told at another time than the one where it begins (TimeTuner, 2310.09469). Mode joint takes
+    the times whose loop ends nearest to where many small steps lead from the same noise. Modes sequential (along the steps tuned
+    before) and parallel (each step apart, on noised samples) are the paper's: predictions of the noise in a row are to agree. The
+    tuned plan is for this model's weights alone, and costs nothing where it runs.
 
     Example: edge-sd plan tune emoji64 --solver ddim --steps 10 -o tuned.safetensors
     """
     import json
 
-    import numpy as np
     import torch
 
     from edge_sd.cli._console import print_table, progress, say
@@ -81,6 +84,8 @@ def tune(
         torch.set_num_threads(threads)
     network = opened.checkpoint.build()
     clean, labels = None, None
+    if source is not None and mode == "joint":
+        raise UsageError("mode joint starts from noise, as sampling does, and noises no images", "leave --data out")
     if source is not None:
         clean, labels = _from_data(opened, model, autoencoder, source, resize, count, seed)
     elif mode == "parallel":
@@ -94,16 +99,16 @@ def tune(
             "timestep": float(found.plan.levels_at[row]),
             "tuned": float(found.plan.timestep[row]),
             "ratio": float(found.ratios[row]),
-            "before": None if np.isnan(found.before[row]) else float(found.before[row]),
-            "after": None if np.isnan(found.after[row]) else float(found.after[row]),
         }
         for row in range(len(plan))
     ]
     if as_json:
-        print(json.dumps({"mode": mode, "loss": loss, "rows": rows}, indent=2))
+        print(json.dumps({"mode": mode, "before": found.before, "after": found.after, "rows": rows}, indent=2))
     else:
         table = [tuple(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()) for row in rows]
-        print_table(f"{mode}, {loss}", ("row", "timestep", "tuned", "ratio", "loss before", "after"), table)
+        what = "distance from the fine trajectory's end" if mode == "joint" else "sum of the steps' losses"
+        note = f"{what}: {found.before:.4g} → {found.after:.4g}, over the {count} samples it was tuned on"
+        print_table(f"{plan.header.solver}, {mode}", ("row", "timestep", "tuned", "ratio"), table, note)
     say(f"wrote {output}: for the weights {header.digest[:16]}… alone")
 
 

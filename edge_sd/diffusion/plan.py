@@ -35,13 +35,12 @@ class Tuned(Record):
     """How a plan's timesteps came to be others than its coefficients are for (TimeTuner, 2310.09469).
 
     Attributes:
-        mode, loss: see `edge_sd.search.timesteps`.
+        mode: see `edge_sd.search.timesteps`.
         weights: digest of the model they were tuned for; of another they are not the best times.
         times: the timesteps that the coefficients are for, one a row.
     """
 
-    mode: Literal["sequential", "parallel"]
-    loss: Literal["alignment", "trajectory"]
+    mode: Literal["joint", "sequential", "parallel"]
     weights: str = Field(pattern=r"^[0-9a-f]{64}$")
     times: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(min_length=1)
 

@@ -1,19 +1,21 @@
-"""One learnt conditioning time a step: TimeTuner, the timestep aligner (2310.09469).
+"""One learnt conditioning time a step: TimeTuner, the timestep aligner (2310.09469), and what works better here.
 
 With few steps a program's direction at (x, t_i) is a poor average of the directions on the way to t_(i+1). The coefficients stay
 those of t_i; what the program is told becomes τ_i = r_i·t_i. A plan keeps the two apart already: its rows of time features are
 made from the column `timestep`, so that tuned times cost nothing, in any runtime. The weights are frozen, r_i is one number.
 
-* loss "alignment", the paper's: ‖ε(x_i, t_i) − ε(x_(i+1), t_(i+1))‖², in which r_i is what leads to x_(i+1): successive
-  noise predictions are to agree. The last row has no next, and keeps r = 1.
-* loss "trajectory": ‖x_(i+1) − x*‖², x* where DDIM with many small steps gets from the same x_i: what the step is off by.
-* mode "sequential", the paper's first: x_i comes from noise by the rows before, tuned already. Mode "parallel": x_i is a clean
-  sample noised to the level of row i, so that rows know nothing of each other.
+* Modes "sequential" and "parallel" are the paper's, one row after the other: ‖ε(x_i, t_i) − ε(x_(i+1), t_(i+1))‖² is made small,
+  r_i being what leads to x_(i+1), so that successive noise predictions agree. The last row has no next, and keeps r = 1. x_i
+  comes from noise by the rows before, tuned already; or it is a clean sample noised to the level of row i.
+* Mode "joint" learns all r at once, by the distance of the loop's end from the end of a trajectory of many steps that starts from
+  the same noise. Gradients flow through the whole loop; each row is computed again on the way back, so that memory is of one.
 
+On the shipped model joint times bring DDIM at 10 steps nearer to its fine trajectory, and the paper's do not (docs/PLANS.md).
 Any deterministic plan can be tuned. What a multistep row looks back on is in mode "parallel" made of the same sample and the same
 noise at the rows before.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Float64, Plan, Tuned
@@ -30,30 +33,44 @@ from edge_sd.diffusion.solvers._base import Levels, to_epsilon
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.models.config import check_label
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.search.objectives.trajectory import BATCH, Trajectory
+from edge_sd.search.subject import Subject
 from edge_sd.validation import Record
+
+Mode = Literal["joint", "sequential", "parallel"]
+_LOOK = 10  # iterations of mode "joint" between two looks at all samples
 
 
 class TuneSettings(Record):
     """How timesteps are tuned.
 
     Attributes:
-        mode, loss: see the top of this file.
-        iterations: of Adam, for each row; the paper's are 500.
-        learning_rate: of Adam; the paper's.
+        mode: see the top of this file.
+        iterations: of Adam; for each row, but in mode "joint" for all. 60 if left out, of the paper's modes 500, the paper's.
+        learning_rate: of Adam. 5e-3 if left out, falling to 0; of the paper's modes 2e-3, the paper's.
         count: trajectories, or noised samples, that batches are drawn from.
         batch_size: of one iteration.
-        substeps: small steps of DDIM in place of one of the plan's, of the loss "trajectory".
+        fine: steps of the trajectory that mode "joint" follows, of UniPC.
         seed: of noise and batches.
     """
 
-    mode: Literal["sequential", "parallel"] = "sequential"
-    loss: Literal["alignment", "trajectory"] = "trajectory"
-    iterations: int = Field(default=60, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
+    mode: Mode = "joint"
+    iterations: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     count: int = Field(default=64, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    substeps: int = Field(default=20, ge=2)
+    fine: int = Field(default=100, ge=2)
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @property
+    def rounds(self) -> int:
+        """`iterations`, resolved."""
+        return self.iterations or (60 if self.mode == "joint" else 500)
+
+    @property
+    def rate(self) -> float:
+        """`learning_rate`, resolved."""
+        return self.learning_rate or (5e-3 if self.mode == "joint" else 2e-3)
 
 
 class Network(Protocol):
@@ -73,13 +90,14 @@ class Tuning:
     Attributes:
         plan: with the tuned timesteps.
         ratios: (N,) r.
-        before, after: (N,) the loss of each row over all states, with r = 1 and as tuned; a row without a loss has NaN.
+        before, after: over the samples it was tuned on, with r = 1 and as tuned. Of mode "joint" the root mean square distance
+            from the fine trajectory's end, of the others the sum of the rows' losses.
     """
 
     plan: Plan
     ratios: Float64
-    before: Float64
-    after: Float64
+    before: float
+    after: float
 
 
 @dataclass
@@ -109,7 +127,7 @@ def advanced(plan: Plan, row: int, state: State, e: Tensor) -> State:
 
 
 def refuse_stochastic(plan: Plan) -> None:
-    """Refuse a plan whose steps add noise: then x after a step says nothing of its direction alone.
+    """Refuse a plan whose steps add noise: where it ends is not a matter of its times alone.
 
     Raises:
         UsageError: it is one.
@@ -127,16 +145,17 @@ class Tuner:
         clean: (n, C, H, W) clean samples; needed in mode "parallel". In mode "sequential" they are noised to the first row's
             level, as the paper does it; without them the loop starts from noise, as it does when it is used.
         labels: (n,) classes, where the network knows any.
+        ends: (count, C, H, W) where the fine trajectories end, in mode "joint".
     """
 
     def __init__(
-        self, network: Network, plan: Plan, settings: TuneSettings, shape: tuple[int, ...],
-        clean: Tensor | None = None, labels: Tensor | None = None, device: torch.device | str = "cpu",
+        self, network: Network, plan: Plan, settings: TuneSettings, shape: tuple[int, ...], clean: Tensor | None = None,
+        labels: Tensor | None = None, ends: Tensor | None = None, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         refuse_stochastic(plan)
         if clean is None and settings.mode == "parallel":
             raise UsageError("mode parallel noises clean samples, and there are none", "give samples, or mode sequential")
-        self.network, self.settings = network, settings
+        self.network, self.settings, self.ends = network, settings, ends
         self.labels: Tensor | None = None
         self.times = plan.levels_at
         self.plan = plan.bare()
@@ -151,6 +170,13 @@ class Tuner:
         if labels is not None:
             self.labels = labels[torch.arange(settings.count, device=labels.device) % len(labels)]
 
+    def tune(self, weights: str, observe: Callable[[int, int, str], None] = lambda done, total, note: None) -> Tuning:
+        """See `tune_timesteps`."""
+        ratios, before, after = self._joint(observe) if self.settings.mode == "joint" else self._rows(observe)
+        times = np.clip(ratios * self.times, 0, self.last)
+        tuned = Tuned(mode=self.settings.mode, weights=weights, times=tuple(self.times.tolist()))
+        return Tuning(self.plan.with_timesteps(times, tuned), ratios, before, after)
+
     # One row
 
     def predict(self, x: Tensor, time: Tensor | float, chosen: Tensor | None = None) -> Tensor:
@@ -159,54 +185,126 @@ class Tuner:
         labels = self.labels if self.labels is None or chosen is None else self.labels[chosen]
         return self.network.denoise(x, self.network.temporal(t.expand(len(x)), labels))
 
+    def time(self, row: int, ratio: Tensor) -> Tensor:
+        """τ = r·t, kept inside the schedule."""
+        return (ratio * float(self.times[row])).clamp(0, self.last)
+
+    def _parameter(self, count: int) -> Tensor:
+        return torch.ones(count, dtype=torch.float64, requires_grad=True)
+
+    @torch.no_grad()
+    def _keep_inside(self, ratios: Tensor, times: Float64) -> None:
+        highest = np.divide(self.last, times, out=np.ones_like(times), where=times > 0)  # t = 0 is moved by no r
+        ratios.clamp_(torch.zeros(len(times), dtype=torch.float64), torch.from_numpy(highest))
+
+    def _batches(self, seed: int) -> Callable[[], Tensor]:
+        settings, generator = self.settings, torch.Generator().manual_seed(seed)
+        return lambda: torch.randperm(settings.count, generator=generator)[: settings.batch_size].to(self.noise.device)
+
+    def _refuse_lost(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise EdgeSDError(
+                f"before anything is tuned, {self.plan.header.solver} leads to values that are not finite",
+                "fewer steps? another solver or model?",
+            )
+
+    # All rows at once
+
+    def end(self, ratios: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Where the loop ends, differentiable in `ratios`, (N,)."""
+        state = self.first() if chosen is None else self.first().of(chosen)
+        for row in range(len(self.plan)):
+
+            def step(x: Tensor, ratio: Tensor, row: int = row) -> Tensor:
+                return self.predict(x, self.time(row, ratio), chosen)
+
+            state = advanced(self.plan, row, state, checkpoint(step, state.x, ratios[row], use_reentrant=False))
+        return state.x
+
+    def distance(self, ratios: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Mean square distance of the loop's end from the fine trajectory's."""
+        if self.ends is None:
+            raise UsageError("mode joint needs the ends of fine trajectories, and there are none", "give ends, or another mode")
+        return (self.end(ratios, chosen) - (self.ends if chosen is None else self.ends[chosen])).square().mean()
+
+    def _joint(self, observe: Callable[[int, int, str], None]) -> tuple[Float64, float, float]:
+        rounds, ratios, batch = self.settings.rounds, self._parameter(len(self.plan)), self._batches(self.settings.seed)
+        optimiser = torch.optim.Adam([ratios], lr=self.settings.rate)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds)
+        with torch.no_grad():
+            before = best = float(self.distance(ratios))
+        self._refuse_lost(before)
+        found = ratios.detach().clone()
+        for done in range(1, rounds + 1):
+            (ratios.grad,) = torch.autograd.grad(self.distance(ratios, batch()), [ratios])
+            optimiser.step()
+            falling.step()
+            self._keep_inside(ratios, self.times)
+            if done % _LOOK == 0 or done == rounds:  # a batch says little: a few samples are much further away than the others
+                with torch.no_grad():
+                    loss = float(self.distance(ratios))
+                if loss < best:
+                    best, found = loss, ratios.detach().clone()
+            observe(done, rounds, f"distance {math.sqrt(best):.4g}, was {math.sqrt(before):.4g}")
+        return found.numpy(), math.sqrt(before), math.sqrt(best)
+
+    # One row after the other
+
     def epsilon(self, x: Tensor, row: int, e: Tensor) -> Tensor:
         """ε of a prediction at row's own level, whatever time the network was told."""
         p, q = to_epsilon(self.plan.header.prediction, float(self.levels.alpha[row]), float(self.levels.sigma[row]))
         return p * x + q * e
 
-    def loss(self, row: int, state: State, target: Tensor, ratio: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """The row's loss, summed over a sample and averaged over the batch; differentiable in `ratio`, ()."""
+    def alignment(self, row: int, state: State, target: Tensor, ratio: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """The paper's loss, summed over a sample and averaged over the batch; differentiable in `ratio`, ().
+
+        Args:
+            target: ε at the row itself, told its own time.
+        """
         after = advanced(self.plan, row, state, self.predict(state.x, self.time(row, ratio), chosen)).x
-        if self.settings.loss == "alignment":
-            after = self.epsilon(after, row + 1, self.predict(after, float(self.times[row + 1]), chosen))
-        return (after - target).square().flatten(1).sum(1).mean()
+        epsilon = self.epsilon(after, row + 1, self.predict(after, float(self.times[row + 1]), chosen))
+        return (epsilon - target).square().flatten(1).sum(1).mean()
 
-    def time(self, row: int, ratio: Tensor) -> Tensor:
-        """τ = r·t, kept inside the schedule."""
-        return (ratio * float(self.times[row])).clamp(0, self.last)
-
-    def target(self, row: int, state: State) -> Tensor:
-        """What the loss compares with; no gradient flows through it."""
-        if self.settings.loss == "alignment":
-            return self.epsilon(state.x, row, self.predict(state.x, float(self.times[row])))
-        return self.fine(row, state.x)
-
-    def fine(self, row: int, x: Tensor) -> Tensor:
-        """From x at this row's level to the next row's (or the clean image) in small steps of DDIM (2010.02502, equation 12)."""
-        header, count = self.plan.header, self.settings.substeps
-        if row + 1 < len(self.plan):
-            times = np.linspace(self.times[row], self.times[row + 1], count + 1)
-        else:
-            times = np.linspace(self.times[row], 0, count)
-        levels = Levels.of(header.noise_schedule.alpha_bar(times))
-        for i in range(count):
-            alpha, sigma = float(levels.alpha[i]), float(levels.sigma[i])
-            p, q = to_epsilon(header.prediction, alpha, sigma)
-            epsilon = p * x + q * self.predict(x, float(times[i]))
-            x = float(levels.alpha[i + 1]) * ((x - sigma * epsilon) / alpha) + float(levels.sigma[i + 1]) * epsilon
-        return x
+    def _rows(self, observe: Callable[[int, int, str], None]) -> tuple[Float64, float, float]:
+        settings, rows = self.settings, len(self.plan) - 1
+        ratios, before, after = np.ones(rows + 1), 0.0, 0.0
+        state = self.first()
+        for row in range(rows):
+            with torch.no_grad():
+                if settings.mode == "parallel":
+                    state = self.forced(row)
+                target = self.epsilon(state.x, row, self.predict(state.x, float(self.times[row])))
+                before += float(self.alignment(row, state, target, torch.ones(())))
+            self._refuse_lost(before)
+            ratio, batch = self._parameter(1), self._batches(settings.seed + row)
+            optimiser = torch.optim.Adam([ratio], lr=settings.rate)
+            for done in range(1, settings.rounds + 1):
+                chosen = batch()
+                (ratio.grad,) = torch.autograd.grad(
+                    self.alignment(row, state.of(chosen), target[chosen], ratio[0], chosen), [ratio]
+                )
+                optimiser.step()
+                self._keep_inside(ratio, self.times[row : row + 1])
+                observe(row * settings.rounds + done, rows * settings.rounds, f"row {row}")
+            ratios[row] = float(ratio.detach())
+            with torch.no_grad():
+                after += float(self.alignment(row, state, target, ratio[0]))
+                if settings.mode == "sequential":
+                    state = advanced(self.plan, row, state, self.predict(state.x, self.time(row, ratio[0])))
+        return ratios, before, after
 
     # Where a row begins
+
+    def first(self) -> State:
+        """Where the loop starts."""
+        begins_with_noise = self.clean is None or self.settings.mode == "joint" or self.plan.start_scale != 1
+        x = self.plan.start_scale * self.noise if begins_with_noise else self.noised(0)
+        return State(x, x, [])
 
     def noised(self, row: int) -> Tensor:
         """Clean samples at the level of a row."""
         clean = self.noise if self.clean is None else self.clean  # mode "parallel" has some
         return float(self.levels.alpha[row]) * clean + float(self.levels.sigma[row]) * self.noise
-
-    def first(self) -> State:
-        """Where the loop starts."""
-        x = self.plan.start_scale * self.noise if self.clean is None or self.plan.start_scale != 1 else self.noised(0)
-        return State(x, x, [])
 
     def forced(self, row: int) -> State:
         """The loop's state where x was a noised clean sample at every row so far, as far back as the plan looks."""
@@ -217,62 +315,6 @@ class Tuner:
             state = advanced(self.plan, earlier, state, e)
             state.x = self.noised(earlier + 1)
         return state
-
-    # All rows
-
-    def tune(self, weights: str, observe: Callable[[int, int, str], None] = lambda done, total, note: None) -> Tuning:
-        """Tune the rows in turn; see `tune_timesteps`."""
-        count = len(self.plan)
-        ratios, before, after = np.ones(count), np.full(count, np.nan), np.full(count, np.nan)
-        state = self.first()
-        for row in range(count):
-            with torch.no_grad():
-                if self.settings.mode == "parallel":
-                    state = self.forced(row)
-                if row + 1 < count or self.settings.loss == "trajectory":
-                    target = self.target(row, state)
-                    before[row] = self._whole(row, state, target, 1.0)
-                    self._refuse_lost(row, before[row])
-            if not np.isnan(before[row]):
-                ratios[row] = self._tuned(row, state, target, lambda done, row=row: observe(  # type: ignore[misc]
-                    row * self.settings.iterations + done, count * self.settings.iterations, f"row {row}"
-                ))  # fmt: skip
-            with torch.no_grad():
-                if not np.isnan(before[row]):
-                    after[row] = self._whole(row, state, target, float(ratios[row]))
-                if self.settings.mode == "sequential":
-                    time = self.time(row, torch.tensor(ratios[row]))
-                    state = advanced(self.plan, row, state, self.predict(state.x, time))
-        times = np.clip(ratios * self.times, 0, self.last)
-        tuned = Tuned(mode=self.settings.mode, loss=self.settings.loss, weights=weights, times=tuple(self.times.tolist()))
-        return Tuning(self.plan.with_timesteps(times, tuned), ratios, before, after)
-
-    def _tuned(self, row: int, state: State, target: Tensor, observe: Callable[[int], None]) -> float:
-        """r of one row, by Adam; it stays where r·t is inside the schedule."""
-        settings, time = self.settings, float(self.times[row])
-        if time == 0:  # no r moves it
-            return 1.0
-        ratio = torch.ones((), dtype=torch.float64, device=state.x.device, requires_grad=True)
-        optimiser = torch.optim.Adam([ratio], lr=settings.learning_rate, betas=(0.9, 0.999))
-        generator = torch.Generator().manual_seed(settings.seed + row)
-        for iteration in range(settings.iterations):
-            chosen = torch.randperm(settings.count, generator=generator)[: settings.batch_size].to(state.x.device)
-            loss = self.loss(row, state.of(chosen), target[chosen], ratio, chosen)
-            (ratio.grad,) = torch.autograd.grad(loss, [ratio])
-            optimiser.step()
-            with torch.no_grad():
-                ratio.clamp_(0, self.last / time)
-            observe(iteration + 1)
-        return float(ratio.detach())
-
-    def _whole(self, row: int, state: State, target: Tensor, ratio: float) -> float:
-        return float(self.loss(row, state, target, torch.tensor(ratio, dtype=torch.float64)))
-
-    def _refuse_lost(self, row: int, loss: float) -> None:
-        if not np.isfinite(loss):
-            raise EdgeSDError(
-                f"row {row} leads to values that are not finite before anything is tuned", "fewer steps? another solver or model?"
-            )
 
 
 def tune_timesteps(
@@ -290,23 +332,27 @@ def tune_timesteps(
     Args:
         plan: deterministic. One that was tuned before is tuned anew, from the times that its coefficients are for.
         weights: the model's digest, which the plan will carry.
-        clean: (n, C, H, W) clean samples; see `Tuner`.
+        clean: (n, C, H, W) clean samples; see `Tuner`. Mode "joint" needs none.
         labels: (n,) their classes; of a model that knows classes all in turn if left out.
-        observe: called with (iterations done, iterations in all, the row).
+        observe: called with (done, in all, what is being done): samples of fine trajectories, then iterations.
 
     Raises:
         UsageError: a plan that adds noise, mode "parallel" without clean samples, or a model that wants a context.
         EdgeSDError: what the model makes of the plan is not finite.
     """
+    refuse_stochastic(plan)
     config = model.config
     check_label(config, None if config.num_classes is None else 0)
-    if config.num_classes is not None and labels is None:
-        if clean is not None:
-            raise UsageError(
-                f"the model knows {config.num_classes} classes, and nothing says those of the samples", "give labels"
-            )
-        labels = np.arange(settings.count) % config.num_classes
+    classes = tuple(range(config.num_classes or 0))
+    if classes and (labels is None or settings.mode == "joint"):
+        if clean is not None and settings.mode != "joint":
+            raise UsageError(f"the model knows {len(classes)} classes, and nothing says those of the samples", "give labels")
+        labels = np.arange(settings.count) % len(classes)
     device = next(model.parameters()).device
+    ends = None
+    if settings.mode == "joint":
+        subject = Subject(model, plan.header.noise_schedule, plan.header.prediction, labels=classes)
+        ends = _ends(subject, settings, observe)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
@@ -315,9 +361,19 @@ def tune_timesteps(
             model, plan, settings, config.sample_shape,
             None if clean is None else torch.from_numpy(clean).to(device),
             None if labels is None else torch.from_numpy(labels).to(device),
+            None if ends is None else torch.from_numpy(ends).to(device),
             device,
         )  # fmt: skip
         return tuner.tune(weights, observe)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+def _ends(subject: Subject, settings: TuneSettings, observe: Callable[[int, int, str], None]) -> NDArray[np.float32]:
+    """Where fine trajectories end, (count, C, H, W)."""
+    fine, found = Trajectory(subject, fine=settings.fine), []
+    for start in range(0, settings.count, BATCH):
+        observe(start, settings.count, "fine trajectories")
+        found.append(fine.ends(settings.seed, start))
+    return np.concatenate(found)[: settings.count]

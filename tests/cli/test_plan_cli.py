@@ -20,7 +20,7 @@ from verbs import call, refused, succeeded
 
 COSINE = SCHEDULES["cosine"]
 FOR = ("--schedule", "cosine", "--prediction", "v")
-TUNE = ("--steps", 3, "--iterations", 2, "-n", 2, "--batch-size", 2, "--substeps", 2, "--threads", 1)
+TUNE = ("--steps", 3, "--iterations", 2, "-n", 2, "--batch-size", 2, "--fine", 4, "--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +144,12 @@ def test_a_plan_is_not_written_over_another(tmp_path: Path) -> None:
 
 def test_a_plan_is_printed_and_drawn(tmp_path: Path) -> None:
     plan = compile_plan(COSINE, 4, solver="unipc", prediction="v", analytic_first_step=True)
-    tuned = Tuned(mode="parallel", loss="alignment", weights="b" * 64, times=tuple(plan.timestep.tolist()))
+    tuned = Tuned(mode="parallel", weights="b" * 64, times=tuple(plan.timestep.tolist()))
     plan.with_timesteps(plan.timestep * 0.9, tuned).save(tmp_path / "plan.safetensors")
     done = succeeded("plan", "show", tmp_path / "plan.safetensors", "-o", tmp_path / "plan.png")
     for t in plan.timestep:
         assert f"{0.9 * t:.5g} ({t:.5g})" in done.out
-    for said in ("unipc, 4 evaluations", "v-prediction", "timesteps tuned (parallel, alignment)", "starts from", "denoiser"):
+    for said in ("unipc, 4 evaluations", "v-prediction", "timesteps tuned (mode parallel)", "starts from", "denoiser"):
         assert said in done.out
     with Image.open(tmp_path / "plan.png") as image:
         assert image.format == "PNG"
@@ -180,6 +180,7 @@ def test_tuned_times_are_the_plan_s_and_for_one_model(checkpoint: Path, other: P
     out = tmp_path / "tuned.safetensors"
     done = succeeded("plan", "tune", checkpoint, "--solver", "ddim", *TUNE, "--json", "-o", out)
     plan, found = load_plan(out), json.loads(done.out)
+    assert found["after"] <= found["before"]
     assert [row["tuned"] for row in found["rows"]] == plan.timestep.tolist()
     assert plan.header.tuned is not None
     np.testing.assert_array_equal(plan.levels_at, compile_plan(COSINE, 3, solver="ddim", prediction="v").timestep)
@@ -192,21 +193,20 @@ def test_tuned_times_are_the_plan_s_and_for_one_model(checkpoint: Path, other: P
     refused(call("evaluate", other, "--plan", out, "--features", "none", "-n", 2, "--count", 2), 1, "tuned for other weights")
 
 
-@pytest.mark.parametrize("loss", ["alignment", "trajectory"])
-def test_mode_parallel_draws_what_it_noises_or_reads_it(loss: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_mode_parallel_draws_what_it_noises_or_reads_it(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index in range(3):
         Image.fromarray(np.full((8, 8, 3), 40 * index, np.uint8)).save(tmp_path / "images" / f"{index}.png")
-    options = (*TUNE, "--solver", "dpmpp", "--mode", "parallel", "--loss", loss)
+    options = (*TUNE, "--solver", "dpmpp", "--mode", "parallel")
     done = succeeded("plan", "tune", checkpoint, *options, "-o", tmp_path / "a")
     assert "no --data: tuned on 2 samples that the model draws itself" in done.err
     done = succeeded("plan", "tune", checkpoint, *options, "--data", tmp_path / "images", "-o", tmp_path / "b")
     assert "no --data" not in done.err
-    assert f"parallel, {loss}" in done.out
+    assert "dpmpp, parallel" in done.out
+    assert "sum of the steps' losses" in done.out
     drawn, read = (load_plan(tmp_path / name).timestep for name in "ab")
     assert not np.array_equal(drawn, read)
-    if loss == "alignment":
-        assert drawn[-1] == load_plan(tmp_path / "a").levels_at[-1]
+    assert drawn[-1] == load_plan(tmp_path / "a").levels_at[-1]  # the last step keeps its time
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_mode_parallel_draws_what_it_noises_or_reads_it(loss: str, checkpoint: P
     [
         (("--solver", "ddpm"), "ddpm adds noise"),
         (("--mode", "both"), "mode"),
-        (("--loss", "kid"), "loss"),
+        (("--data", "photos"), "mode joint starts from noise"),
         (("--lr", 0), "learning_rate"),
         (("--plan", "x", "--solver", "ddim"), "--plan x says all"),
     ],

@@ -93,7 +93,7 @@ def test_a_bare_plan_has_neither_rows_nor_groups() -> None:
         np.testing.assert_array_equal(bare.columns[name], given.columns[name])
 
 
-TUNED = Tuned(mode="sequential", loss="trajectory", weights="d" * 64, times=(900.0, 600.0, 10.0))
+TUNED = Tuned(mode="sequential", weights="d" * 64, times=(900.0, 600.0, 10.0))
 
 
 def test_tuned_timesteps_are_kept_beside_their_own(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_a_plan_tuned_for_the_weights_it_came_from_suits_it(quantized: Quantized
     assert lineage(header) == (header.digest, parent.header.digest)
     plan = compile_plan(header.noise_schedule, 2, prediction=header.prediction)
     for weights, suits in ((parent.header.digest, True), (header.digest, True), ("c" * 64, False)):
-        tuned = Tuned(mode="parallel", loss="alignment", weights=weights, times=tuple(plan.timestep.tolist()))
+        tuned = Tuned(mode="parallel", weights=weights, times=tuple(plan.timestep.tolist()))
         for_model = plan.with_timesteps(plan.timestep - 1, tuned), header.noise_schedule, header.prediction, "a plan"
         if suits:
             refuse_other_process(*for_model, lineage(header))

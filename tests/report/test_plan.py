@@ -28,7 +28,7 @@ def test_rows_are_the_table_s(solver: str) -> None:
 
 def test_levels_of_tuned_rows_are_those_of_the_coefficients() -> None:
     plan = compile_plan(COSINE, 3, solver="ddim", prediction="v")
-    tuned = Tuned(mode="parallel", loss="alignment", weights="e" * 64, times=tuple(plan.timestep.tolist()))
+    tuned = Tuned(mode="parallel", weights="e" * 64, times=tuple(plan.timestep.tolist()))
     rows = plan_rows(plan.with_timesteps(plan.timestep * 0.9, tuned))
     assert [row.alpha_bar for row in rows] == pytest.approx(COSINE.alpha_bar(plan.timestep).tolist())
     assert [row.timestep for row in rows] == (plan.timestep * 0.9).tolist()
@@ -40,7 +40,7 @@ def test_levels_of_tuned_rows_are_those_of_the_coefficients() -> None:
 def test_a_picture_of_three_panels(solver: str, steps: int, tuned: bool) -> None:
     plan = compile_plan(COSINE, steps, solver=solver, prediction="v")
     if tuned:
-        about = Tuned(mode="parallel", loss="alignment", weights="e" * 64, times=tuple(plan.timestep.tolist()))
+        about = Tuned(mode="parallel", weights="e" * 64, times=tuple(plan.timestep.tolist()))
         plan = plan.with_timesteps(plan.timestep * 0.9, about)
     with Image.open(io.BytesIO(plan_figure(plan))) as image:
         assert image.format == "PNG"
