@@ -36,7 +36,13 @@ LAYERS = {
 KEPT_TO = {"typer": "edge_sd.cli", "rich": "edge_sd.cli", "matplotlib": "edge_sd.report"}
 # Package → the modules that wrap it; imported there inside functions only.
 WRAPPED_BY = {
-    "onnx": {"edge_sd.export.onnx", "edge_sd.export._qdq", "edge_sd.quantize.nncf", "edge_sd.runtimes.values.onnx"},
+    "onnx": {
+        "edge_sd.export.onnx",
+        "edge_sd.export._qdq",
+        "edge_sd.export._shared",
+        "edge_sd.quantize.nncf",
+        "edge_sd.runtimes.values.onnx",
+    },
     "onnxscript": {"edge_sd.export.onnx"},
     "onnxruntime": {
         "edge_sd.runtimes.onnxruntime",
@@ -56,6 +62,7 @@ WRAPPED_BY = {
     "diffusers": {"edge_sd.decoder"},
     "torchmetrics": set(),
     "nncf": {"edge_sd.quantize.nncf"},
+    "pymoo": {"edge_sd.search.widths"},
     "torchao": set(),
     "datasets": {"edge_sd.data.columns", "edge_sd.data.shards", "edge_sd.data.webdataset"},
     "pyarrow": {"edge_sd.data.parquet"},

@@ -72,7 +72,7 @@ def _packages() -> list[Finding]:
         extra = next(
             (
                 name
-                for name in ("executorch", "coreml", "nncf", "diffusers")
+                for name in ("executorch", "coreml", "nncf", "search", "diffusers")
                 if requirement.marker and requirement.marker.evaluate({"extra": name})
             ),
             None,
