@@ -49,9 +49,10 @@ GENERATION = 24  # trials
 POOL = 400  # candidates that the predictor looks over for each generation
 AT_RANDOM = 4  # of a generation, whatever the predictor says of them
 PARENTS = 20
-FITTED = 400  # of the best trials, on which the predictor is fitted
-FINALISTS = 5
-_CAUTION = 0.5  # standard deviations of the ensemble by which a candidate may be better than predicted
+FITTED = 150  # best trials, to which the predictor is fitted
+FINALISTS = 5  # that differ, of the …
+LEADERS = 40  # … best trials
+_HOPE = 0.5  # standard deviations of the prediction by which a candidate may be better than predicted
 _WORST = 0.8  # values above this quantile count as it: how bad a bad plan is teaches nothing about good ones
 
 Observe = Callable[[str, int, int, str], None]
@@ -157,7 +158,7 @@ class Search:
         best = _ranked(trials)
         parents = [self.space.apart(trial.schedule) for trial in best[:PARENTS]]
         fitted = best[:FITTED]
-        predictor = Predictor.fit(np.stack([self._vector(trial) for trial in fitted]), self._targets(fitted), rng)
+        predictor = Predictor.fit(np.stack([self._vector(trial) for trial in fitted]), self._targets(fitted))
         seen = {trial.schedule.model_dump_json() for trial in trials}
         candidates: list[tuple[SolverSchedule, Plan]] = []
         while len(candidates) < POOL:
@@ -166,7 +167,7 @@ class Search:
                 seen.add(made[0].model_dump_json())
                 candidates.append(made)
         mean, deviation = predictor(np.stack([encoded(self.space, plan) for _, plan in candidates]))
-        order = np.argsort(mean - _CAUTION * deviation, kind="stable")
+        order = np.argsort(mean - _HOPE * deviation, kind="stable")
         liked = GENERATION - AT_RANDOM
         chosen = [*order[:liked], *rng.choice(order[liked:], AT_RANDOM, replace=False)]
         return [Proposal(candidates[i][0], candidates[i][1], predicted=float(mean[i])) for i in chosen]
@@ -223,7 +224,7 @@ class Search:
 
     def _finish(self, trials: Sequence[Trial], complete: bool, started: float) -> SearchRecord:
         known = best_known(trials)
-        ranked = [trial for trial in _ranked(trials) if trial.number != known[0].trial][:FINALISTS]
+        ranked = self._leaders([trial for trial in _ranked(trials) if trial.number != known[0].trial][:LEADERS])
         entered = [*ranked, next(trial for trial in trials if trial.number == known[0].trial)]
         scores = self._fresh(entered)
         base = scores[known[0].trial]
@@ -249,6 +250,19 @@ class Search:
         write_model(self.folder / SCHEDULE, chosen.schedule)
         write_model(self.folder / SEARCH, record)
         return record
+
+    def _leaders(self, best: Sequence[Trial]) -> list[Trial]:
+        """Those of the best that are no near copies of each other: what lifts one by chance lifts its copies too."""
+        if len(best) <= FINALISTS:
+            return list(best)
+        vectors = np.stack([self._vector(trial) for trial in best])
+        distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1)
+        apart, chosen = float(np.median(distances)) / 2, [0]
+        for i in range(1, len(best)):
+            if len(chosen) < FINALISTS and distances[i, chosen].min() > apart:
+                chosen.append(i)
+        chosen += [i for i in range(len(best)) if i not in chosen][: FINALISTS - len(chosen)]
+        return [best[i] for i in chosen]
 
     def _fresh(self, entered: Sequence[Trial]) -> dict[int, Score]:
         """Scores on noise that the search has not seen."""
