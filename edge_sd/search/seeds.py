@@ -19,7 +19,7 @@ from edge_sd.search.space import Space
 ROUNDS = (("ddim", "unipc-2"), tuple(name for name in KNOWN if name not in ("ddim", "unipc-2", "dpmpp-1m")))  # 1M is DDIM
 SPACINGS_LEFT = 10  # for the second round
 _STARTS = (1.0, 0.97, 0.93)  # of T − 1
-_ENDS = (0.02, 0.06, 0.12)  # of T − 1: where the last evaluation is
+_ENDS = (0.2, 0.6, 1.2)  # of T/N, half of T at most: where the last evaluation is; trailing has it at 1
 _RHO = 7.0  # 2206.00364, equation 5
 
 
@@ -77,7 +77,7 @@ def spacings(space: Space) -> Iterator[tuple[str, Float64]]:
     grid = np.linspace(0, last, 4 * last + 1)
     log_snr = Levels.of(space.noise_schedule.alpha_bar(grid)).log_snr[:-1]
     for start in _STARTS:
-        for end in _ENDS:
+        for end in (min(end / steps, 0.5) for end in _ENDS):
             first, final = start * last, end * last
             ends = np.interp([first, final], grid, log_snr)
             sigmas = np.exp(-ends) ** (1 / _RHO)
@@ -89,4 +89,4 @@ def spacings(space: Space) -> Iterator[tuple[str, Float64]]:
             }
             for name, times in ways.items():
                 if steps == 1 or np.diff(times).max() < 0:
-                    yield f"{name} {start:g}–{end:g}", times
+                    yield f"{name} {start:g}–{end:.2g}", times
