@@ -1,5 +1,6 @@
 """`edge-sd plan`: sampling plans, made, shown, tuned for a model, and put into a finished bundle."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,9 +208,10 @@ def _named(schedule: str | None, prediction: str | None) -> "tuple[NoiseSchedule
         )
     if schedule not in SCHEDULES:
         raise UsageError(f"unknown schedule {schedule!r}", f"one of {', '.join(SCHEDULES)}")
-    if prediction not in ("epsilon", "v", "x0"):
-        raise UsageError(f"unknown prediction {prediction!r}", "one of epsilon, v, x0")
-    return SCHEDULES[schedule], prediction
+    known: dict[str, Prediction] = {"epsilon": "epsilon", "v": "v", "x0": "x0"}
+    if prediction not in known:
+        raise UsageError(f"unknown prediction {prediction!r}", f"one of {', '.join(known)}")
+    return SCHEDULES[schedule], known[prediction]
 
 
 def _of_orders(
@@ -240,7 +242,7 @@ def _of_orders(
 # What is printed
 
 
-def _numbers(values: "list[float] | np.ndarray") -> str:
+def _numbers(values: "Sequence[float] | np.ndarray") -> str:
     """Without the zeros that only fill a row."""
     found = [float(value) for value in values]
     while len(found) > 1 and found[-1] == 0:

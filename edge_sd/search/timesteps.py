@@ -33,8 +33,8 @@ from edge_sd.diffusion.solvers._base import Levels, to_epsilon
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.models.config import check_label
 from edge_sd.models.unet import SpectralUNet
-from edge_sd.search.objectives.trajectory import BATCH, Trajectory
-from edge_sd.search.subject import Subject
+from edge_sd.search.objectives.trajectory import Trajectory
+from edge_sd.search.subject import BATCH, Subject
 from edge_sd.validation import Record
 
 Mode = Literal["joint", "sequential", "parallel"]
