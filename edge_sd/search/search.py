@@ -116,8 +116,13 @@ class Search:
                 trials += self._tried(self._first(), 0, 0, found, lines, float("inf"))
                 trials += self._tried(self._second(trials), len(trials), 0, found, lines, float("inf"))
             else:
-                proposals = self._proposed(trials, generation)[: self.evaluations - len(trials)]
-                trials += self._tried(proposals, len(trials), generation, found, lines, until)
+                asked = min(GENERATION, self.evaluations - len(trials))
+                recorded = [found[number] for number in range(len(trials), len(trials) + asked) if number in found]
+                if len(recorded) == asked:  # what they were proposed from need not be gone through again
+                    trials += recorded
+                else:
+                    proposals = self._proposed(trials, generation)[:asked]
+                    trials += self._tried(proposals, len(trials), generation, found, lines, until)
             generation += 1
         return self._finish(trials, len(trials) >= self.evaluations, started)
 
