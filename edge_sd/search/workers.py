@@ -85,7 +85,10 @@ class Workers(Scorer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # what they are at is not wanted any more; and a pool that a second signal finds in its end hangs
+            for process in [*(self._pool._processes or {}).values()]:
+                process.kill()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def scores(self, plans: Sequence[Plan], *, seed: int, count: int) -> Iterator[tuple[int, Score]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from edge_sd.checkpoint import Checkpoint
@@ -38,3 +39,13 @@ def test_an_error_in_a_worker_comes_here_as_it_is(opening: Opening) -> None:
     opening.model.write_bytes(opening.model.read_bytes()[:-100])
     with Workers(opening, 1) as workers, pytest.raises(EdgeSDError, match="not a whole safetensors file"):
         workers.prepare(0, 2)
+
+
+def test_an_interrupted_pool_leaves_no_process(opening: Opening, tiny_checkpoint: Checkpoint) -> None:
+    plans = [compile_plan(tiny_checkpoint.header.noise_schedule, 50, solver="ddim", prediction="v")] * 20
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with pytest.raises(KeyboardInterrupt), Workers(opening, 2) as workers:
+        for _ in workers.scores(plans, seed=0, count=4):
+            raise KeyboardInterrupt
+    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+    assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
