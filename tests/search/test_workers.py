@@ -44,8 +44,8 @@ def test_an_error_in_a_worker_comes_here_as_it_is(opening: Opening) -> None:
 def test_an_interrupted_pool_leaves_no_process(opening: Opening, tiny_checkpoint: Checkpoint) -> None:
     plans = [compile_plan(tiny_checkpoint.header.noise_schedule, 50, solver="ddim", prediction="v")] * 20
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    with pytest.raises(KeyboardInterrupt), Workers(opening, 2) as workers:
-        for _ in workers.scores(plans, seed=0, count=4):
-            raise KeyboardInterrupt
+    workers = Workers(opening, 2)
+    assert next(workers.scores(plans, seed=0, count=4))
+    workers.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
     assert not [process for process in left if "spawn_main" in " ".join(process.cmdline())]
