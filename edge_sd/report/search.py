@@ -45,6 +45,7 @@ def search_picture(record: SearchRecord, trials: Sequence[Trial]) -> bytes:
     if record.chosen != record.best_known:
         _schedule(times, trials[record.chosen].schedule, _CHOSEN, "chosen")
     times.set(title="timesteps; number: order, ring: corrector, hollow: ε", xlabel="step", ylabel="timestep")
+    times.set_xticks(range(0, settings.steps, max(1, settings.steps // 10)))
     times.legend(frameon=False, fontsize=7)
     return png(figure)
 
