@@ -2,8 +2,8 @@
 
 Rows: DDPM; DDIM; FastDPM by variances and by steps, each as DDPM-rev (κ = 1) and as DDIM-rev (κ = 0), levels linear;
 DPM-Solver++(2M); UniPC; DDIM with tuned timesteps; and the plans that a search found, by either objective. All others have their
-own default spacing. Columns: kernel distance of features to real images (n samples against n images) and root mean square
-distance to where 1000 steps end from the same noise (UniPC), means over three seeds; ± is half the range of the three.
+own default spacing. Columns: kernel distance of n samples' features to those of real images, and root mean square distance to
+where 1000 steps of UniPC end from the same noise, means over three seeds; ± is half the range of the three.
 
 Searches and tuned plans are made by `edge-sd search` and `edge-sd plan tune` where FOLDER does not hold them; every figure is
 kept in FOLDER/cells.jsonl. A killed run goes on where it was.
@@ -55,6 +55,7 @@ class Owner(Record):
     model: str
     real: str
     n: int
+    fine: int
 
 
 class Cell(Record):
@@ -77,6 +78,8 @@ class Asked:
     features_name: str | None
     feature_size: int | None
     n: int
+    real: int
+    fine: int
     out: Path
 
 
@@ -116,14 +119,14 @@ def figures(asked: Asked, rows: list[tuple[str, int, Plan]]) -> dict[tuple[str, 
     header = open_model(asked.model).checkpoint.header
     extractor = load_features(asked.features, name=asked.features_name, size=asked.feature_size)
     data = open_data(DataConfig(source=asked.data), size_of(asked.model))
-    pixels, chosen = choose(data, asked.n, seed=0)
+    pixels, chosen = choose(data, asked.real, seed=0)
     real = asked.out / "real.safetensors"
     save_real(real, extract(extractor, pixels), extractor, chosen.about, chosen.digest)
-    lines = Lines(asked.out / "cells.jsonl", Cell, Owner(model=header.digest, real=chosen.digest, n=asked.n))
+    lines = Lines(asked.out / "cells.jsonl", Cell, Owner(model=header.digest, real=chosen.digest, n=asked.n, fine=asked.fine))
     known = {(cell.plan, cell.seed, cell.objective): cell.value for cell in lines.read()}
     features: dict[str, Any] = {"real": str(real), "features": asked.features, "features_name": asked.features_name}
     settings = {
-        "trajectory": {"fine": 1000, "cache": str(asked.out / "fine")},
+        "trajectory": {"fine": asked.fine, "cache": str(asked.out / "fine")},
         "kid": {**features, "features_size": asked.feature_size},
     }
     digests = {id(plan): tensors_digest(plan.columns) for _, _, plan in rows}
@@ -162,17 +165,21 @@ def main() -> None:
     parser.add_argument("--features-name")
     parser.add_argument("--feature-size", type=int)
     parser.add_argument("-n", type=int, default=300)
+    parser.add_argument("--real", type=int, default=1000)
+    parser.add_argument("--fine", type=int, default=1000)
     parser.add_argument("-o", "--out", type=Path, default=Path("out/few-steps"))
     given = parser.parse_args()
     asked = Asked(
         model_path(given.model).resolve(), given.model, given.data, given.features, given.features_name, given.feature_size,
-        given.n, given.out.resolve(),
+        given.n, given.real, given.fine, given.out.resolve(),
     )  # fmt: skip
     asked.out.mkdir(parents=True, exist_ok=True)
     rows = list(plans(asked))
     found = figures(asked, rows)
-    for objective, title in (("kid", f"{asked.features_name or 'kernel'}-KID × 1000"), ("trajectory", "distance to 1000 steps")):
-        scale = 1000 if objective == "kid" else 1
+    for objective, title in (
+        ("kid", f"{asked.features_name or 'kernel'}-KID"),
+        ("trajectory", f"distance to {asked.fine} steps"),
+    ):
         print(f"\n{title}, n = {asked.n}, mean of seeds {SEEDS}\n")
         print("| | " + " | ".join(map(str, COLUMNS)) + " |")
         print("| --- |" + " ---: |" * len(COLUMNS))
@@ -182,10 +189,10 @@ def main() -> None:
                 if (name, steps, objective) not in found:
                     cells.append("")
                     continue
-                values = scale * found[name, steps, objective]
+                values = found[name, steps, objective]
                 best = min(found[other, steps, objective].mean() for other, column, _ in rows if column == steps)
                 text = f"{values.mean():.3g} ± {np.ptp(values) / 2:.2g}"
-                cells.append(f"**{text}**" if values.mean() <= scale * best else text)
+                cells.append(f"**{text}**" if values.mean() <= best else text)
             print(f"| {name} | " + " | ".join(cells) + " |")
 
 
