@@ -354,7 +354,7 @@ def test_a_folder_without_images(kind: str, tmp_path: Path) -> None:
         (("distill", "--teacher", "CHECKPOINT", "--alpha", "1", "-o", "OUT"), ["alpha"]),
         (
             ("sample", "CHECKPOINT", "--solver", "euler", "-o", "OUT"),
-            ["unknown solver 'euler'", "ddim, ddpm, dpmpp, fastdpm-step, fastdpm-var, unipc"],
+            ["unknown solver 'euler'", "ddim, ddpm, dpmpp, dpmpp-3m, fastdpm-step, fastdpm-var, unipc, unipc-3"],
         ),
         (("sample", "CHECKPOINT", "--steps", "0", "-o", "OUT"), ["0 steps", "--steps 20"]),
         (("sample", "BUNDLE", "--steps", "0", "-o", "OUT"), ["0 steps"]),

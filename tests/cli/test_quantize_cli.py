@@ -167,7 +167,7 @@ def test_quantized_checkpoints_are_sampled_inspected_and_exported(quantized: Pat
     refused(call("sample", model, "--steps", 5, "-n", 1, "-o", tmp_path / "b.png"), 2, "4 steps")
     assert call("export", model, "--target", "onnx", "-o", tmp_path / "again.edgesd").code == 0
     refused(call("export", model, "--target", "onnx", "--steps", 6, "-o", tmp_path / "six.edgesd"), 2, "4 steps")
-    refused(call("plan", quantized / "w4a8.edgesd", "--steps", 3, "-o", tmp_path / "c.edgesd"), 2, "groups")
+    refused(call("plan", "swap", quantized / "w4a8.edgesd", "--steps", 3, "-o", tmp_path / "c.edgesd"), 2, "groups")
     refused(call("quantize", model, *QUICK, "-o", tmp_path / "d"), 2, "quantized already")
 
 

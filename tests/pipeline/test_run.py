@@ -245,7 +245,7 @@ def test_a_failed_gate_fails_every_time(copied: Path, walk: Walk) -> None:
         ({"teacher": {"checkpoint": "missing.safetensors", "preset": None}}, r"missing\.safetensors does not exist"),
         (
             {"sample": {"solver": "euler"}},
-            "unknown solver 'euler' .try: one of ddim, ddpm, dpmpp, fastdpm-step, fastdpm-var, unipc",
+            "unknown solver 'euler' .try: one of ddim, ddpm, dpmpp, dpmpp-3m, fastdpm-step, fastdpm-var, unipc, unipc-3",
         ),
         ({"sample": {"spacing": "wide"}}, "unknown spacing 'wide'"),
         ({"sample": {"steps": 0}}, r"sample\.steps"),
