@@ -89,7 +89,7 @@ FineSteps = Annotated[
     int | None, typer.Option("--fine", help="Steps of the fine-grained trajectory (UniPC); 100 if left out.", min=2)
 ]
 TrialSamples = Annotated[
-    int | None, typer.Option("-n", help="Samples for each trial; 64 of trajectory and 96 of kid if left out.", min=2)
+    int | None, typer.Option("-n", help="Samples for each trial; 48 of trajectory and 64 of kid if left out.", min=2)
 ]
 FreshSamples = Annotated[
     int | None, typer.Option("--fresh", help="Samples that finalists are ranked by; 4 times -n if left out.", min=2)

@@ -55,8 +55,8 @@ class KernelDistance(Objective):
 
     name: ClassVar[str] = "kid"
     about: ClassVar[str] = "kernel distance of the pictures' features to those of real images"
-    samples: ClassVar[int] = 96
-    evaluations: ClassVar[int] = 400
+    samples: ClassVar[int] = 64
+    evaluations: ClassVar[int] = 300
     positive: ClassVar[bool] = False
 
     def __init__(self, subject: Subject, features: Features, real: NDArray[np.floating]) -> None:

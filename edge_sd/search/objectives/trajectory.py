@@ -46,8 +46,8 @@ class Trajectory(Objective):
 
     name: ClassVar[str] = "trajectory"
     about: ClassVar[str] = "RMS distance to the end of the fine-grained trajectory from the same noise"
-    samples: ClassVar[int] = 64
-    evaluations: ClassVar[int] = 900
+    samples: ClassVar[int] = 48
+    evaluations: ClassVar[int] = 600
     positive: ClassVar[bool] = True
 
     def __init__(self, subject: Subject, *, fine: int = FINE_STEPS, solver: str = FINE_SOLVER, cache: Path | None = None) -> None:
