@@ -44,6 +44,32 @@ def explained(path: Path) -> Iterator[None]:
         raise EdgeSDError(f"cannot write {path}: {error.strerror or error}", "choose another output with -o") from error
 
 
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder, by a lock that a killed process loses; it is made where it is not there.
+
+    Args:
+        doing: what another process that holds it is said to do: "is training".
+
+    Raises:
+        EdgeSDError: another one holds it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise EdgeSDError(f"another process {doing} in {folder}", "wait for it, or choose another -o") from error
+    try:
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically (temporary file beside it, fsync, rename)."""
     with explained(path):

@@ -37,6 +37,11 @@ class Bundle:
         raise EdgeSDError(f"{self.path} holds no {name} for {target}, only for {targets}", f"edge-sd export --target {target}")
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a path is, or is called, a bundle: then whoever opens it says what is wrong with it."""
+    return path.suffix == SUFFIX or (path / MANIFEST).is_file()
+
+
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle and check it: schema, hashes, plan and goldens.
 

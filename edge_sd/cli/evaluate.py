@@ -183,11 +183,10 @@ def _kind(model: Path) -> str:
 
     from safetensors import SafetensorError, safe_open
 
-    from edge_sd.bundle.bundle import SUFFIX
-    from edge_sd.bundle.manifest import MANIFEST
+    from edge_sd.bundle.bundle import is_bundle
     from edge_sd.files import HEADER
 
-    if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
+    if is_bundle(model):
         return "bundle"
     if model.is_dir():  # a folder that diffusers wrote says so in JSON
         return "checkpoint" if any((model / name).is_file() for name in ("model_index.json", "config.json")) else "folder"

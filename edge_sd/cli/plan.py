@@ -103,6 +103,10 @@ def make(
     schedule_file: Annotated[
         Path | None, typer.Option("--schedule-file", help="Each step's decisions (JSON), in place of the solver's options.")
     ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", help="Channels of the first level at each step, of a slimmable model: 16,16,32,48,48."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the plan.")] = Path("plan.safetensors"),
     overwrite: option.Overwrite = False,
 ) -> None:
@@ -140,6 +144,11 @@ def make(
             if eta:
                 raise UsageError("orders are of solvers without noise", "leave --eta out")
             made = _of_orders(process, solver, steps, spacing, option.numbers_of(orders, "--orders"), analytic_first_step)
+    if widths is not None:
+        each = option.numbers_of(widths, "--widths")
+        if len(each) != len(made):
+            raise UsageError(f"{len(each)} widths for {len(made)} steps", "--widths with one number a step")
+        made = made.with_widths(each)
     made.save(output)
     say(f"wrote {output}: {made.header.solver}, {len(made)} evaluations at {_numbers(made.timestep)}")
 
@@ -184,13 +193,13 @@ def swap(
 
 def _process(model: Path) -> "tuple[NoiseSchedule, Prediction]":
     """Noise schedule and prediction of a checkpoint, a bundle or a shipped model."""
-    from edge_sd.bundle.bundle import SUFFIX
+    from edge_sd.bundle.bundle import is_bundle
     from edge_sd.bundle.manifest import MANIFEST, Manifest
     from edge_sd.files import read_model
     from edge_sd.quantize.checkpoint import open_any
 
     path = option.shipped(model)
-    if path.suffix == SUFFIX or (path / MANIFEST).is_file():
+    if is_bundle(path):
         manifest = read_model(Manifest, path / MANIFEST)
         return manifest.noise_schedule, manifest.prediction
     header = open_any(path).checkpoint.header
@@ -262,5 +271,7 @@ def _notes(found: "Plan") -> list[str]:
     if header.tuned:
         notes.append(f"timesteps tuned (mode {header.tuned.mode}) for the weights {header.tuned.weights[:16]}…")
     if len(header.programs) > 1:
-        notes.append(f"programs: {', '.join(f'{index} {name}' for index, name in enumerate(header.programs))}")
+        widths = [f" ({width} channels)" for width in header.widths] or [""] * len(header.programs)
+        named = (f"{index} {name}{width}" for index, (name, width) in enumerate(zip(header.programs, widths, strict=True)))
+        notes.append(f"programs: {', '.join(named)}")
     return notes

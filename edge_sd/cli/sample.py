@@ -40,8 +40,7 @@ def sample(
 
     Example: edge-sd sample student.edgesd --solver dpmpp --steps 20 -n 16 -o grid.png
     """
-    from edge_sd.bundle.bundle import SUFFIX
-    from edge_sd.bundle.manifest import MANIFEST
+    from edge_sd.bundle.bundle import is_bundle
     from edge_sd.cli._console import say
     from edge_sd.data import grid, rgb, save_png
     from edge_sd.errors import UsageError
@@ -52,7 +51,7 @@ def sample(
     if output.suffix.lower() not in (".png", ""):
         raise UsageError(f"{output}: what is written is a PNG file", f"-o {output.with_suffix('.png')}")
     source = option.plan_source(plan, solver, steps, spacing, eta)
-    if (model / MANIFEST).is_file() or model.suffix == SUFFIX:
+    if is_bundle(model):
         samples = _from_bundle(model, source, runtime or "onnxruntime", threads, seed, count, label)
     elif runtime in (None, "torch"):
         samples = _from_checkpoint(model, source, threads, seed, count, label)

@@ -66,6 +66,7 @@ def search(
 
     from edge_sd.cli._console import progress, say
     from edge_sd.cli._objective import objective_of, opening_of, refuse_quantized
+    from edge_sd.diffusion.spacing import check_steps
     from edge_sd.evaluation.draw import cores
     from edge_sd.files import write_bytes
     from edge_sd.foreign import open_model
@@ -74,7 +75,6 @@ def search(
     from edge_sd.search.record import COMPARED, COMPARED_PICTURE, SearchSettings, folder_of
     from edge_sd.search.search import Search
     from edge_sd.search.space import Space
-    from edge_sd.search.subject import check_steps
     from edge_sd.search.workers import Workers
 
     path = option.shipped(checkpoint)
@@ -85,7 +85,7 @@ def search(
     header = model.checkpoint.header
     budgets = tuple(dict.fromkeys(steps or (STEPS if report else (_STEPS,))))
     for budget in budgets:
-        check_steps(header.noise_schedule, budget)
+        check_steps(budget, header.noise_schedule.timesteps)
     opening, given = opening_of(values, model, chosen)
     samples = n or (chosen.samples // 2 if report else chosen.samples)  # a comparison chooses spacings alone by these
     settings = SearchSettings.model_validate({**given, "steps": max(budgets), "samples": samples, "seed": seed})

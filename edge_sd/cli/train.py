@@ -24,8 +24,12 @@ def train(
     count: option.Count = 4096,
     min_radius: option.MinRadius = 1.0,
     autoencoder: latent.Autoencoder = None,
-    preset: option.PresetName = "tiny16",
+    preset: Annotated[str | None, typer.Option("--preset", help="Model to train: edge-sd list presets; tiny16.")] = None,
     size: option.Size = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", help="Checkpoint to begin with, in place of random weights; it says what --preset would."),
+    ] = None,
     slimmable: Annotated[
         bool,
         typer.Option("--slimmable", help="Learn weights that work at narrower widths too: edge-sd widths."),
@@ -35,6 +39,10 @@ def train(
         typer.Option(
             "--slim-widths", help="Of --slimmable: channels of the first level, 12,24,36; quarters of the preset's if left out."
         ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", help="Of --slimmable: a plan with widths; each learns where this plan calls it alone."),
     ] = None,
     steps: option.Steps = 10_000,
     batch_size: option.BatchSize = 32,
@@ -50,7 +58,7 @@ def train(
     sample_every: option.SampleEvery = 250,
     overwrite: option.Overwrite = False,
 ) -> None:
-    """Train a model from scratch. Killed at any moment, the same command goes on.
+    """Train a model from images. Killed at any moment, the same command goes on.
 
     Example: edge-sd train --data photos/ --resize --preset small64 --steps 50000 -o runs/teacher
 
@@ -58,27 +66,42 @@ def train(
     """
     given = dict(locals())
     from edge_sd.cli._console import progress, say
-    from edge_sd.diffusion import SCHEDULES
+    from edge_sd.diffusion import SCHEDULES, load_plan
     from edge_sd.errors import UsageError
+    from edge_sd.foreign import open_model
     from edge_sd.models import ModelConfig
     from edge_sd.models.slim import usual_widths
     from edge_sd.training import TrainConfig, fit
     from edge_sd.training.loop import CHECKPOINT
     from edge_sd.validation import validated
 
-    chosen, model = option.model_of(preset, size)
+    begun = None if start is None else open_model(option.shipped(start))
+    if begun is None:
+        name = preset or "tiny16"
+        chosen, model = option.model_of(name, size)
+        schedule, prediction = SCHEDULES[chosen.schedule], chosen.prediction
+    else:
+        if preset is not None or size is not None:
+            raise UsageError(f"--start {start} says what the model is", "leave --preset and --size out")
+        name, header = str(start), begun.checkpoint.header
+        model, schedule, prediction = header.model, header.noise_schedule, header.prediction
     config = option.pick(TrainConfig, given, "training settings")
     if slimmable:
-        widths = tuple(sorted(option.numbers_of(slim_widths, "--slim-widths"))) or usual_widths(model)
-        model = validated(ModelConfig, {**model.model_dump(), "slim_widths": widths}, f"preset {preset}, slimmable")
-    elif slim_widths is not None:
-        raise UsageError("--slim-widths is of --slimmable", "give both")
-    samples = latent.read_samples(given, model, autoencoder)
+        widths = tuple(sorted(option.numbers_of(slim_widths, "--slim-widths"))) or model.slim_widths or usual_widths(model)
+        model = validated(ModelConfig, {**model.model_dump(), "slim_widths": widths}, f"{name}, slimmable")
+    elif slim_widths is not None or plan is not None:
+        raise UsageError(f"--{'plan' if slim_widths is None else 'slim-widths'} is of --slimmable", "give both")
+    else:
+        model = model.model_copy(update={"slim_widths": ()})
+    calling = None if plan is None else load_plan(plan)
+    samples = latent.read_samples(given, model, autoencoder, begun)
+    if samples.labels is not None and model.num_classes is None and begun is not None:
+        raise UsageError(f"{name} knows no classes", "leave --labels out")
     if samples.labels is not None and model.num_classes is None:
         model = model.model_copy(update={"num_classes": int(samples.labels.max()) + 1})
-    with progress(f"training {preset}") as update:
+    with progress(f"training {name}") as update:
         fit(
-            model, SCHEDULES[chosen.schedule], chosen.prediction, samples, config, output, overwrite=overwrite,
-            observe=lambda p: update(p.step, p.steps, str(p)),
+            model, schedule, prediction, samples, config, output, start=None if begun is None else begun.checkpoint, plan=calling,
+            overwrite=overwrite, observe=lambda p: update(p.step, p.steps, str(p)),
         )  # fmt: skip
     say(f"wrote {Path(output) / CHECKPOINT}")

@@ -41,6 +41,25 @@ class Table(Protocol):
         """Number of rows."""
 
 
+def advance(plan: Table, row: int, x: Array, base: Array, memory: list[Array], e: Array) -> tuple[Array, Array, list[Array]]:
+    """A row but for its noise: the next x, base, and what is remembered, newest first.
+
+    Args:
+        e: what the program returned at x.
+    """
+    p, q, u, a, a_next = (float(plan.columns[name][row]) for name in ("p", "q", "u", "a", "a_next"))
+    latest: Array = p * x + q * e
+    kept: list[Array] = [latest]
+    kept += memory[: plan.header.history - 1]
+    base = u * x + a * base
+    for weight, m in zip(plan.columns["b"][row].tolist(), kept, strict=False):
+        base = base + weight * m
+    x = a_next * base
+    for weight, m in zip(plan.columns["b_next"][row].tolist(), kept, strict=False):
+        x = x + weight * m
+    return x, base, kept
+
+
 def execute(
     plan: Table,
     program: Callable[[Array, int], Array],
@@ -64,19 +83,11 @@ def execute(
     base = x
     memory: list[Array] = []  # newest first
     for row in range(len(plan)):
-        p, q, u, a, a_next, c = (float(plan.columns[name][row]) for name in ("p", "q", "u", "a", "a_next", "c"))
         e = program(x, row)
         if observe:
             observe(row, x, e)
-        memory.insert(0, p * x + q * e)
-        del memory[plan.header.history :]
-        base = u * x + a * base
-        for weight, m in zip(plan.columns["b"][row].tolist(), memory, strict=False):
-            base = base + weight * m
-        x = a_next * base
-        for weight, m in zip(plan.columns["b_next"][row].tolist(), memory, strict=False):
-            x = x + weight * m
-        if c:
+        x, base, memory = advance(plan, row, x, base, memory, e)
+        if c := float(plan.columns["c"][row]):
             x = x + c * noise(row)
     return x
 

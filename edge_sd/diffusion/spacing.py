@@ -12,6 +12,18 @@ from edge_sd.errors import UsageError
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 
 
+def check_steps(steps: int, total: int) -> None:
+    """Refuse a number of steps that T = `total` timesteps do not hold.
+
+    Raises:
+        UsageError: fewer than 1, or more than T.
+    """
+    if not 1 <= steps <= total:
+        raise UsageError(
+            f"{steps} steps: a plan needs at least 1 and at most the schedule's {total}", f"--steps 20, or any from 1 to {total}"
+        )
+
+
 def timesteps(spacing: str, total: int, steps: int, *, includes_end: bool) -> NDArray[np.float64]:
     """Return `steps` strictly decreasing timesteps in [0, total−1], float64.
 
@@ -23,10 +35,7 @@ def timesteps(spacing: str, total: int, steps: int, *, includes_end: bool) -> ND
     Raises:
         UsageError: no such spacing, or steps outside 1 … T.
     """
-    if steps < 1 or steps > total:
-        raise UsageError(
-            f"{steps} steps: a plan needs at least 1 and at most the schedule's {total}", f"--steps 20, or any from 1 to {total}"
-        )
+    check_steps(steps, total)
     points = steps if includes_end else steps + 1
     if spacing == "leading":
         grid: NDArray[np.floating] = np.arange(points) * float(total // points)

@@ -27,9 +27,9 @@ from edge_sd.diffusion._decisions import HISTORY
 from edge_sd.diffusion._decisions import Decision as Decision
 from edge_sd.diffusion._decisions import SolverSchedule as SolverSchedule
 from edge_sd.diffusion._taylor import Expansion, phi, step_weights
-from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
+from edge_sd.diffusion.plan import Plan, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.diffusion.solvers._base import Levels, Row, analytic_start, to_epsilon, to_x0
+from edge_sd.diffusion.solvers._base import Levels, Row, analytic_start, tabulated, to_epsilon, to_x0
 from edge_sd.errors import UsageError
 from edge_sd.validation import validated
 
@@ -55,11 +55,12 @@ def compile_schedule(given: SolverSchedule, *, prediction: Prediction | None = N
             f"the solver schedule is for programs that return {given.prediction}, and this one returns {prediction}",
             "set its prediction and compile it again: the decisions do not depend on it",
         )
-    plan = _plan(given, _rows(given.decisions, given.levels(), given.prediction))
-    if given.start == "noise":
-        return plan
-    skipped, first = given.schedule.alpha_bar([given.schedule.timesteps - 1, given.decisions[0].timestep])
-    return Plan(plan.header, {**plan.columns, "start": np.array([analytic_start(skipped, first)])})
+    start = None
+    if given.start == "analytic":
+        start = analytic_start(*given.schedule.alpha_bar([given.schedule.timesteps - 1, given.decisions[0].timestep]))
+    rows = _rows(given.decisions, given.levels(), given.prediction)
+    times = np.array([decision.timestep for decision in given.decisions])
+    return tabulated(rows, times, given.schedule, given.prediction, solver="unified", spacing="given", start=start)
 
 
 def _rows(decisions: Sequence[Decision], levels: Levels, prediction: Prediction) -> list[Row]:
@@ -155,27 +156,6 @@ def _too_far(i: int, why: str) -> UsageError:
         f"step {i} needs ε or x0 of a point where the other was remembered: {why}",
         "change the prediction type at fewer steps, or make the order 1 and the corrector none where it changes",
     )
-
-
-def _plan(given: SolverSchedule, rows: Sequence[Row]) -> Plan:
-    steps = len(rows)
-    history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
-    columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
-    columns |= {
-        name: np.array([[*getattr(row, name), *[0.0] * (history - len(getattr(row, name)))] for row in rows])
-        for name in ("b", "b_next")
-    }
-    times = np.array([decision.timestep for decision in given.decisions])
-    columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
-    header = PlanHeader(
-        solver="unified",
-        steps=steps,
-        spacing="given",
-        prediction=given.prediction,
-        noise_schedule=given.schedule,
-        history=history,
-    )
-    return Plan(header, columns)
 
 
 # Solvers that are points of the space

@@ -49,18 +49,19 @@ class Predictor:
         """
         centre, scale, level = vectors.mean(0), np.hypot(vectors.std(0), _FLOOR), float(values.mean())
         inputs, n, target = (vectors - centre) / scale, len(values), values - level
-        best: tuple[float, float, float, Float64, float] | None = None
+        best: tuple[float, float, float, Float64, Float64, float] | None = None
         for one_length in LENGTHS if length is None else (length,):
-            kernel = _kernel(inputs, inputs, one_length)
+            own, basis = np.linalg.eigh(_kernel(inputs, inputs, one_length))  # noise moves eigenvalues alone
+            turned = (basis.T @ target) ** 2
             for one_noise in NOISES if noise is None else (noise,):
-                eigenvalues, basis = np.linalg.eigh(kernel + one_noise * np.eye(n))
-                inverse: Float64 = (basis / eigenvalues) @ basis.T
-                variance = max(float(target @ inverse @ target) / n, _LEAST)
+                eigenvalues = np.maximum(own, 0.0) + one_noise
+                variance = max(float((turned / eigenvalues).sum()) / n, _LEAST)
                 surprise = n * np.log(variance) + float(np.log(eigenvalues).sum())
                 if best is None or surprise < best[0]:
-                    best = surprise, one_length, one_noise, inverse, variance
+                    best = surprise, one_length, one_noise, eigenvalues, basis, variance
         assert best is not None  # noqa: S101 (neither grid is empty)
-        _, length, noise, inverse, variance = best
+        _, length, noise, eigenvalues, basis, variance = best
+        inverse: Float64 = (basis / eigenvalues) @ basis.T
         return cls(centre, scale, length, noise, inputs, inverse, level, float(np.sqrt(variance)), inverse @ target)
 
     def __call__(self, vectors: Float64) -> tuple[Float64, Float64]:

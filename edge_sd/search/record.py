@@ -10,7 +10,7 @@ from typing import Generic, Literal
 from pydantic import Field
 
 from edge_sd.diffusion.unified import SolverSchedule
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import UsageError
 from edge_sd.files import explained, parse_model, write_bytes
 from edge_sd.validation import Model, Record
 
@@ -22,28 +22,6 @@ COMPARED, COMPARED_PICTURE = "compare.json", "compare.png"
 def folder_of(folder: Path, steps: int) -> Path:
     """Where a search for so many steps lies."""
     return folder / f"steps-{steps}"
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the only process that searches in a folder.
-
-    Raises:
-        EdgeSDError: another one does, or the folder cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise EdgeSDError(f"another process searches in {folder}", "wait for it, or give another -o") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class SearchSettings(Record):

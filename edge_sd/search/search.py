@@ -12,6 +12,7 @@ search that was killed goes on as if it had not been.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from edge_sd.checkpoint import versions
 from edge_sd.diffusion.plan import Float64, Plan
 from edge_sd.diffusion.unified import SolverSchedule, compile_schedule
 from edge_sd.errors import EdgeSDError
-from edge_sd.files import write_model
+from edge_sd.files import alone, write_model
 from edge_sd.search.objectives import Objective, Score
 from edge_sd.search.predictor import Predictor, rank_correlation
 from edge_sd.search.propose import offspring
@@ -39,9 +40,8 @@ from edge_sd.search.record import (
     SearchRecord,
     SearchSettings,
     Trial,
-    alone,
 )
-from edge_sd.search.seeds import first_round, second_round
+from edge_sd.search.seeds import Seed, first_round, second_round
 from edge_sd.search.space import Space, encoded
 from edge_sd.search.workers import Scorer
 
@@ -100,7 +100,7 @@ class Search:
         Raises:
             EdgeSDError: the folder holds another search, or a damaged one, or is at work; or what scores plans raises.
         """
-        with alone(self.folder):
+        with alone(self.folder, "searches"):
             return self._run()
 
     def _run(self) -> SearchRecord:
@@ -148,13 +148,16 @@ class Search:
     # Proposing
 
     def _first(self) -> list[Proposal]:
-        seeds = first_round(self.space)
-        if not seeds:
+        if not self._seeds:
             raise EdgeSDError(f"no known solver takes {self.space.steps} steps of this process", "fewer --steps")
-        return [Proposal(seed.schedule, seed.plan, f"{seed.solver}, {seed.spacing}") for seed in seeds]
+        return [Proposal(seed.schedule, seed.plan, f"{seed.solver}, {seed.spacing}") for seed in self._seeds]
+
+    @cached_property
+    def _seeds(self) -> list[Seed]:
+        return first_round(self.space)
 
     def _second(self, trials: Sequence[Trial]) -> list[Proposal]:
-        seeds = second_round(self.space, first_round(self.space), [trial.value for trial in trials])
+        seeds = second_round(self.space, self._seeds, [trial.value for trial in trials])
         return [Proposal(seed.schedule, seed.plan, f"{seed.solver}, {seed.spacing}") for seed in seeds]
 
     def _proposed(self, trials: Sequence[Trial], generation: int) -> list[Proposal]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from edge_sd.checkpoint import versions
 from edge_sd.diffusion.plan import Plan
 from edge_sd.errors import EdgeSDError
-from edge_sd.files import write_model
+from edge_sd.files import alone, write_model
 from edge_sd.models.slim import SlimUNet, widths_of
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.search.objectives import Score
@@ -142,8 +142,12 @@ class WidthSearch:
 
         Raises:
             UsageError: the model has one width.
-            EdgeSDError: the folder holds another search, or a damaged one; or what scores plans raises.
+            EdgeSDError: the folder holds another search, or a damaged one, or is at work; or what scores plans raises.
         """
+        with alone(self.folder, "searches"):
+            return self._run()
+
+    def _run(self) -> WidthsRecord:
         started, settings = time.monotonic(), self.settings
         costs = Costs.of(self.model.config)
         lines = self._lines(WIDTH_TRIALS)

@@ -14,7 +14,6 @@ from edge_sd.diffusion.execute import execute
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Plan, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.errors import UsageError
 from edge_sd.evaluation.draw import labels_of
 from edge_sd.files import tensors_digest
 from edge_sd.models.slim import StepAwareUNet
@@ -115,18 +114,6 @@ def open_subject(path: Path, label: int | None = None) -> Subject:
         None if found.decoder is None else found.decoder.build().to(device),
         labels_of(header.model, label)[0],
     )
-
-
-def check_steps(schedule: NoiseSchedule, steps: int) -> None:
-    """Refuse a budget that the schedule cannot hold.
-
-    Raises:
-        UsageError: fewer steps than 1, or more than T.
-    """
-    if not 1 <= steps <= schedule.timesteps:
-        raise UsageError(
-            f"{steps} steps: a plan has at least 1 and at most the schedule's {schedule.timesteps}", "--steps 5, or --steps 10"
-        )
 
 
 @lru_cache(maxsize=256)

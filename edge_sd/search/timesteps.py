@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from edge_sd.diffusion.execute import advance
 from edge_sd.diffusion.noise import gaussian_batch
 from edge_sd.diffusion.plan import Float64, Plan, Tuned
 from edge_sd.diffusion.solvers._base import Levels, to_epsilon
@@ -114,16 +115,8 @@ class State:
 
 
 def advanced(plan: Plan, row: int, state: State, e: Tensor) -> State:
-    """A row of the plan: `execute`'s arithmetic, through which gradients flow."""
-    p, q, u, a, a_next = (float(plan.columns[name][row]) for name in ("p", "q", "u", "a", "a_next"))
-    memory = [p * state.x + q * e, *state.memory][: plan.header.history]
-    base = u * state.x + a * state.base
-    for weight, m in zip(plan.b[row].tolist(), memory, strict=False):
-        base = base + weight * m
-    x = a_next * base
-    for weight, m in zip(plan.b_next[row].tolist(), memory, strict=False):
-        x = x + weight * m
-    return State(x, base, memory)
+    """The state after a row of the plan, through which gradients flow."""
+    return State(*advance(plan, row, state.x, state.base, state.memory, e))
 
 
 def refuse_stochastic(plan: Plan) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from edge_sd.training.config import TrainConfig
 from edge_sd.training.samples import Samples
 
-_ORDER, _DRAWS = 1, 2  # streams of one seed
+_ORDER, _DRAWS, _CHOICE = 1, 2, 3  # streams of one seed
 
 
 def _generator(seed: int, stream: int, counter: int) -> np.random.Generator:
@@ -60,21 +60,9 @@ def draw_batch(samples: Samples, timesteps: int, config: TrainConfig, step: int,
     return Batch(torch.from_numpy(x0), torch.from_numpy(noise[share]), torch.from_numpy(t[share]), labels)
 
 
-def draw_passes(
-    samples: Samples, timesteps: int, config: TrainConfig, step: int, share: slice, *, passes: int, choices: int
-) -> tuple[int, Tensor, Tensor, Tensor, Tensor | None]:
-    """Draw step `step`'s batch for several passes over the same images, and keep one process's `share` of it.
-
-    Returns:
-        A number below `choices`, x0 (B, C, H, W), noise (B, passes, C, H, W), t (B, passes), and labels.
-    """
-    indices, flips, rng = _draw(samples, config, step)
-    choice = int(rng.integers(choices))
-    t = rng.integers(0, timesteps, (config.batch_size, passes))
-    noise = rng.standard_normal((config.batch_size, passes, *samples.shape), dtype=np.float32)
-    x0 = samples.take(indices[share], flips[share], rng.random((config.batch_size, 2))[share])
-    labels = None if samples.labels is None else torch.from_numpy(samples.labels[indices[share]])
-    return choice, torch.from_numpy(x0), torch.from_numpy(noise[share]), torch.from_numpy(t[share]), labels
+def draw_choice(config: TrainConfig, step: int, choices: int) -> int:
+    """Step `step`'s number below `choices`, the same for its whole batch."""
+    return int(_generator(config.seed, _CHOICE, step).integers(choices))
 
 
 def draw_images(

@@ -8,7 +8,7 @@ import torch
 from edge_sd.autoencoder import AutoencoderFile
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.data import ImageData
-from edge_sd.diffusion.plan import Prediction
+from edge_sd.diffusion.plan import Plan, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.errors import UsageError
 from edge_sd.latents import LatentData
@@ -34,18 +34,32 @@ def fit(
     config: TrainConfig,
     out: Path,
     *,
+    start: Checkpoint | None = None,
+    plan: Plan | None = None,
     overwrite: bool = False,
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Checkpoint:
-    """Train a denoiser from scratch; see `loop.train` for what `out` receives, for resuming and for errors.
+    """Train a denoiser; see `loop.train` for what `out` receives, for resuming and for errors.
 
     Of latents, `out` receives their decoder too, as decoder.safetensors. A model with slim widths learns to work at all of them.
+
+    Args:
+        start: weights to begin with, of `model` with whatever slim widths; random ones if left out.
+        plan: where narrow widths are called; see `SlimmableLearner`.
     """
     samples = samples_of(data)
     _refuse_other_data(model, samples)
     torch.manual_seed(config.seed)
-    learner = (SlimmableLearner if model.slim_widths else DenoiseLearner)(SpectralUNet(model), schedule, prediction)
-    provenance = Provenance(made_by="train", parents=dict(samples.parents))
+    network = SpectralUNet(model)
+    if start is not None:
+        _refuse_other_latents(start, samples, "the start")
+        network.load_state_dict(start.build().state_dict())
+    if model.slim_widths:
+        learner: DenoiseLearner = SlimmableLearner(network, schedule, prediction, plan)
+    else:
+        learner = DenoiseLearner(network, schedule, prediction)
+    begun = {} if start is None else {"start": start.header.digest}
+    provenance = Provenance(made_by="train", parents={**begun, **samples.parents})
     result: Checkpoint = train(learner, samples, config, out, provenance, overwrite=overwrite, observe=observe)
     _keep_decoder(data, out)
     return result
@@ -65,7 +79,7 @@ def distill(
     """Train a student that follows `teacher`, whose noise schedule and prediction it takes over; otherwise like `fit`."""
     samples = samples_of(data)
     _refuse_other_data(model, samples)
-    _refuse_other_latents(teacher, samples)
+    _refuse_other_latents(teacher, samples, "the teacher")
     torch.manual_seed(config.seed)
     schedule, prediction = teacher.header.noise_schedule, teacher.header.prediction
     learner = DistillLearner(SpectralUNet(model), schedule, prediction, teacher.build(), distillation)
@@ -121,13 +135,13 @@ def _refuse_other_data(model: ModelConfig, samples: Samples) -> None:
         )
 
 
-def _refuse_other_latents(teacher: Checkpoint, samples: Samples) -> None:
-    theirs, ours = teacher.header.provenance.parents.get("autoencoder"), samples.parents.get("autoencoder")
+def _refuse_other_latents(other: Checkpoint, samples: Samples, role: str) -> None:
+    theirs, ours = other.header.provenance.parents.get("autoencoder"), samples.parents.get("autoencoder")
     if theirs != ours:
         names = {True: "pixels", False: "other latents"}
         raise UsageError(
-            f"the teacher was trained in another latent space: it denoises {names[theirs is None]}"
+            f"{role} was trained in another latent space: it denoises {names[theirs is None]}"
             + (f" ({theirs[:12]})" if theirs else "")
             + f", the data are {'pixels' if ours is None else f'latents ({ours[:12]})'}",
-            "give --autoencoder as for the teacher, and the same images",
+            f"give --autoencoder as for {role}, and the same images",
         )

@@ -8,8 +8,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from edge_sd.checkpoint import Provenance, versions
 from edge_sd.data.images import grid, save_png
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.files import explained
+from edge_sd.files import alone, explained
 from edge_sd.training import devices
 from edge_sd.training.average import Average, moments, put_moments, whole
 from edge_sd.training.config import TrainConfig
@@ -83,7 +82,7 @@ def train(
     if finished is not None:
         return finished
     accelerator = devices.open_accelerator()
-    with explained(out), _alone(out) if accelerator.is_main_process else nullcontext():
+    with explained(out), alone(out, "is training") if accelerator.is_main_process else nullcontext():
         if overwrite and accelerator.is_main_process:
             _clear(out, learner.result_name)
         accelerator.wait_for_everyone()
@@ -246,22 +245,6 @@ def _clear(out: Path, result: str) -> None:
     for name in (result, STATE, METRICS, "decoder.safetensors"):
         (out / name).unlink(missing_ok=True)
     shutil.rmtree(out / "samples", ignore_errors=True)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold a run's folder, by a lock that a killed process loses."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise EdgeSDError(f"another process is training in {out}", "wait for it, or choose another -o") from error
-    try:
-        yield
-    finally:
-        (out / ".lock").unlink(missing_ok=True)
-        lock.release()
 
 
 def _refuse_non_finite(values: dict[str, float], step: int, last_good: str) -> None:

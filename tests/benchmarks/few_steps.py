@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from edge_sd.data import DataConfig, open_data
+from edge_sd.decoder import image_shape
 from edge_sd.diffusion import Plan, compile_plan, load_plan
 from edge_sd.evaluation.draw import cores
 from edge_sd.evaluation.features import extract, load_features
@@ -44,8 +46,10 @@ KNOWN = {
     "DPM-Solver++(2M)": {"solver": "dpmpp"},
     "UniPC": {"solver": "unipc"},
 }
-TUNED, FOUND = "DDIM, tuned timesteps", {"S3 by distance": "trajectory", "S3 by KID": "kid"}
-SEARCHED = (5, 10)  # beyond, the known solvers hardly differ, and a trial or a gradient takes longer
+TUNED = "DDIM, tuned timesteps"
+# Objective of each search, and its trials by steps (0: as many as usual): one takes the longer, the more steps it has, and KID
+# hardly tells plans of many steps apart.
+FOUND = {"S3 by distance": ("trajectory", {5: 0, 10: 0, 20: 240, 50: 100}), "S3 by KID": ("kid", {5: 0, 10: 0})}
 
 
 class Owner(Record):
@@ -89,18 +93,18 @@ def plans(asked: Asked) -> Iterator[tuple[str, int, Plan]]:
     for name, choice in KNOWN.items():
         for steps in COLUMNS:
             yield name, steps, compile_plan(header.noise_schedule, steps, prediction=header.prediction, **choice)  # type: ignore[arg-type]
-    for steps in SEARCHED:
+    for steps in COLUMNS:
         tuned = asked.out / f"tuned-{steps}.safetensors"
         if not tuned.exists():
             verb("plan", "tune", asked.given, "--solver", "ddim", "--steps", steps, "-o", tuned)
         yield TUNED, steps, load_plan(tuned)
-    for name, objective in FOUND.items():
+    for name, (objective, trials) in FOUND.items():
         folder = asked.out / objective
-        for steps in SEARCHED:
+        for steps, count in trials.items():
             if not (folder / f"steps-{steps}" / "search.json").exists():
-                more: list[object] = []
+                more: list[object] = ["--evaluations", count] if count else []
                 if objective == "kid":
-                    more = ["--data", asked.data, "--features", asked.features]
+                    more += ["--data", asked.data, "--features", asked.features]
                     more += ["--features-name", asked.features_name] if asked.features_name else []
                     more += ["--feature-size", asked.feature_size] if asked.feature_size else []
                 verb("search", asked.given, "--steps", steps, *more, "-o", folder)
@@ -114,8 +118,6 @@ def verb(*words: object) -> None:
 
 def figures(asked: Asked, rows: list[tuple[str, int, Plan]]) -> dict[tuple[str, int, str], NDArray[np.float64]]:
     """(row, steps, objective) → the values at each seed."""
-    from edge_sd.data import DataConfig, open_data
-
     header = open_model(asked.model).checkpoint.header
     extractor = load_features(asked.features, name=asked.features_name, size=asked.feature_size)
     data = open_data(DataConfig(source=asked.data), size_of(asked.model))
@@ -150,8 +152,6 @@ def figures(asked: Asked, rows: list[tuple[str, int, Plan]]) -> dict[tuple[str, 
 
 def size_of(model: Path) -> int:
     """Pixels of the pictures."""
-    from edge_sd.decoder import image_shape
-
     found = open_model(model)
     shape = found.checkpoint.header.model.sample_shape
     return (shape if found.decoder is None else image_shape(found.decoder, shape))[-1]

@@ -103,6 +103,12 @@ def test_the_analytic_first_step(tmp_path: Path) -> None:
     assert low.start_scale == pytest.approx(plan.start_scale, rel=0.05)
 
 
+def test_a_width_for_each_step(tmp_path: Path) -> None:
+    plan = made(tmp_path, *FOR, "--steps", 3, "--widths", "16,16,48")
+    assert plan.header.widths == (16, 48)
+    assert plan.program.tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -117,6 +123,7 @@ def test_the_analytic_first_step(tmp_path: Path) -> None:
         ((*FOR, "--steps", 3, "--orders", "1,2"), ("2 orders for 3 steps",)),
         ((*FOR, "--steps", 2, "--orders", "2,1"), ("step 0", "looks 1 steps back")),
         ((*FOR, "--steps", 2, "--orders", "1,x"), ("--orders is numbers",)),
+        ((*FOR, "--steps", 3, "--widths", "16,48"), ("2 widths for 3 steps",)),
         ((*FOR, "--steps", 2, "--orders", "1,1", "--eta", 0.5), ("without noise",)),
         ((*FOR, "--solver", "ddpm", "--analytic-first-step"), ("adds no noise",)),
         (("--schedule-file", "s.json", "--solver", "ddim"), ("s.json says every step",)),

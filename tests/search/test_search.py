@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_sd.diffusion import NoiseSchedule, Plan, execute, gaussian_batch, load_plan
 from edge_sd.diffusion.unified import KNOWN, Decision, SolverSchedule, compile_schedule, known_schedule
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.files import read_model
+from edge_sd.files import alone, read_model
 from edge_sd.search.compare import Comparing, Comparison
 from edge_sd.search.objectives import Score
 from edge_sd.search.objectives.trajectory import Trajectory
@@ -28,7 +28,6 @@ from edge_sd.search.record import (
     SearchRecord,
     SearchSettings,
     Trial,
-    alone,
 )
 from edge_sd.search.search import Search
 from edge_sd.search.seeds import first_round, second_round, spacings
@@ -188,7 +187,7 @@ def test_a_damaged_line_is_named(searched: tuple[Path, SearchRecord], tmp_path: 
 
 
 def test_two_do_not_search_in_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path), pytest.raises(EdgeSDError, match="another process searches in"):
+    with alone(tmp_path, "searches"), pytest.raises(EdgeSDError, match="another process searches in"):
         make_search(tmp_path).run()
 
 

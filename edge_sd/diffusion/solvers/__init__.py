@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from edge_sd.diffusion.plan import Plan, PlanHeader, Prediction
+from edge_sd.diffusion.plan import Plan, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.diffusion.solvers._base import Levels, Solver, analytic_start
+from edge_sd.diffusion.solvers._base import Levels, Solver, analytic_start, tabulated
+from edge_sd.diffusion.spacing import check_steps
 from edge_sd.errors import UsageError
 from edge_sd.registry import implementations
 
@@ -47,11 +48,7 @@ def compile_plan(
         raise UsageError(f"unknown solver {solver!r}", f"one of {', '.join(sorted(known))}")
     if not 0 <= eta <= 1:
         raise UsageError(f"eta {eta} is not in [0, 1]", "--eta 0 for none, --eta 1 for as much as DDPM")
-    if steps < 1:
-        raise UsageError(
-            f"{steps} steps: a plan needs at least 1 and at most the schedule's {schedule.timesteps}",
-            f"--steps 20, or any from 1 to {schedule.timesteps}",
-        )
+    check_steps(steps, schedule.timesteps)
     chosen = known[solver]
     spacing = spacing or chosen.default_spacing
     if times is None:
@@ -65,19 +62,9 @@ def compile_plan(
         alpha_bar = schedule.alpha_bar([schedule.timesteps - 1, *times] if analytic_first_step else times)
     times, skipped, alpha_bar = times[-steps:], alpha_bar[:-steps], alpha_bar[-steps:]
     rows = chosen.rows(Levels.of(alpha_bar), prediction, eta)
-    history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
-
-    def padded(weights: list[float]) -> list[float]:
-        return weights + [0.0] * (history - len(weights))
-
-    columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
-    columns |= {name: np.array([padded(getattr(row, name)) for row in rows]) for name in ("b", "b_next")}
-    columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
+    start = None
     if len(skipped):
-        if columns["c"].any():
+        if any(row.c for row in rows):
             raise UsageError("the analytic first step adds no noise, and this plan's steps do", "leave it out, or --eta 0")
-        columns["start"] = np.array([analytic_start(skipped[0], alpha_bar[0])])
-    header = PlanHeader(
-        solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=schedule, history=history
-    )
-    return Plan(header, columns)
+        start = analytic_start(skipped[0], alpha_bar[0])
+    return tabulated(rows, times, schedule, prediction, solver=solver, spacing=spacing, start=start)

@@ -1,11 +1,12 @@
 """What the solvers share: signal and noise levels, conversions of predictions, and the rows they fill in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_sd.diffusion.plan import Float64, Prediction
+from edge_sd.diffusion.plan import Float64, Plan, PlanHeader, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.spacing import timesteps
 from edge_sd.errors import EdgeSDError
@@ -60,6 +61,38 @@ def analytic_start(skipped: float, first: float) -> float:
         skipped, first: ᾱ where no evaluation is, and of the first that is.
     """
     return float(np.sqrt(first * skipped) / (1 + np.sqrt(1 - skipped)) + np.sqrt(1 - first))
+
+
+def tabulated(
+    rows: Sequence[Row],
+    times: Float64,
+    noise_schedule: NoiseSchedule,
+    prediction: Prediction,
+    *,
+    solver: str,
+    spacing: str,
+    start: float | None = None,
+) -> Plan:
+    """Rows as a plan.
+
+    Args:
+        times: (N,) where the program is evaluated.
+        start: what the first noise is multiplied by; None where nothing is.
+    """
+    steps = len(rows)
+    history = max(1, *(len(weights) for row in rows for weights in (row.b, row.b_next)))
+    columns = {name: np.array([getattr(row, name) for row in rows]) for name in ("p", "q", "u", "a", "a_next", "c")}
+    for name in ("b", "b_next"):
+        columns[name] = np.zeros((steps, history))
+        for i, row in enumerate(rows):
+            columns[name][i, : len(getattr(row, name))] = getattr(row, name)
+    columns |= {"timestep": times, "guidance": np.ones(steps), "program": np.zeros(steps, dtype=np.int64)}
+    if start is not None:
+        columns["start"] = np.array([start])
+    header = PlanHeader(
+        solver=solver, steps=steps, spacing=spacing, prediction=prediction, noise_schedule=noise_schedule, history=history
+    )
+    return Plan(header, columns)
 
 
 class Solver(ABC):

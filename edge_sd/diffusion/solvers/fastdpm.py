@@ -17,7 +17,7 @@ from edge_sd.diffusion.plan import Float64, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import Levels, Row, Solver
 from edge_sd.diffusion.solvers.ddim import DDIM
-from edge_sd.diffusion.spacing import timesteps
+from edge_sd.diffusion.spacing import check_steps, timesteps
 from edge_sd.errors import UsageError
 
 _SPACINGS = ("linear", "quadratic")
@@ -29,11 +29,7 @@ class _FastDPM(Solver):
     def visits(self, schedule: NoiseSchedule, steps: int, spacing: str) -> tuple[Float64, Float64]:
         if spacing not in _SPACINGS:
             raise UsageError(f"unknown spacing {spacing!r} of {self.name}", f"one of {', '.join(_SPACINGS)}")
-        if not 1 <= steps <= schedule.timesteps:
-            raise UsageError(
-                f"{steps} steps: a plan needs at least 1 and at most the schedule's {schedule.timesteps}",
-                f"--steps 20, or any from 1 to {schedule.timesteps}",
-            )
+        check_steps(steps, schedule.timesteps)
         return self._approximate(schedule, steps, spacing)
 
     @abstractmethod
