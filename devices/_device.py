@@ -9,7 +9,7 @@ from typing_extensions import Self
 from edge_sd.bundle import Bundle
 from edge_sd.devices._fingerprint import DeviceInfo
 from edge_sd.devices._job import Job, Outcome
-from edge_sd.errors import InstallationError, UsageError
+from edge_sd.errors import InstallationError, UsageError, unknown
 from edge_sd.registry import implementations
 from edge_sd.runnable import Availability
 
@@ -128,7 +128,7 @@ def find_device(place: str) -> tuple[Device, str]:
     name, _, address = place.partition(":")
     known = devices()
     if name not in known:
-        raise UsageError(f"unknown device {name!r}", f"one of {', '.join(each.usage for each in known.values())}")
+        raise unknown("device", name, (each.usage for each in known.values()))
     device = known[name]
     if address and not device.address:
         raise UsageError(f"device {name} takes no address, unlike {place!r}", f"--device {name}")

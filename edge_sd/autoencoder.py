@@ -4,7 +4,7 @@ A denoiser's latents are those that a decoder takes: `latent_space` names them, 
 decoder compares these names. Another encoder may fill the same space with other latents: `Codec.digest` stands for both halves.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +35,7 @@ class AutoencoderFile:
     """EMA weights (float32) of an `Autoencoder` and their header."""
 
     header: AutoencoderHeader
-    weights: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray] = field(repr=False)
 
     @classmethod
     def of(cls, model: Autoencoder, provenance: Provenance) -> "AutoencoderFile":

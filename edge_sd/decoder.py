@@ -5,7 +5,7 @@ latent and image are kept.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -61,7 +61,7 @@ class Decoder:
     """A decoder's weights (float32, named as in its class) and their header."""
 
     header: DecoderHeader
-    weights: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray] = field(repr=False)
 
     @property
     def latent_channels(self) -> int:

@@ -1,5 +1,7 @@
 """The errors that a user meets, and the exit codes that a script meets."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import IntEnum
 
 
@@ -32,6 +34,19 @@ class UsageError(EdgeSDError):
     """An argument or a configuration that cannot be meant."""
 
     code = ExitCode.USAGE
+
+
+def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UsageError:
+    """The error of a name that there is not, with the one that may be meant and all that there are.
+
+    Args:
+        also: what stands for several of them, at the end of the list: "or all".
+    """
+    names = list(known)
+    near = get_close_matches(name.lower(), [each.lower() for each in names], 1, 0.6)
+    meant = next((each for each in names if near and each.lower() == near[0]), None)
+    listed = f"one of {', '.join(names)}{also and f', {also}'}"
+    return UsageError(f"unknown {kind} {name!r}", listed if meant is None else f"{meant}? {listed}")
 
 
 class ParityError(EdgeSDError):

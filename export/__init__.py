@@ -1,5 +1,6 @@
 """Checkpoint and plan → programs in a bundle. A new target is a new file in this folder."""
 
+from edge_sd.callable_module import make_callable
 from edge_sd.export._check import Check as Check
 from edge_sd.export._check import find_targets as find_targets
 from edge_sd.export._check import parse_size as parse_size
@@ -17,3 +18,5 @@ from edge_sd.export._swap import swap_plan as swap_plan
 from edge_sd.export._target import Source as Source
 from edge_sd.export._target import Target as Target
 from edge_sd.export._target import TargetOptions as TargetOptions
+
+make_callable(__name__)

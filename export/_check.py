@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_sd.bundle.placement import MemoryForecast
-from edge_sd.errors import EdgeSDError, InstallationError, UsageError
+from edge_sd.errors import EdgeSDError, InstallationError, UsageError, unknown
 from edge_sd.export._target import Source, Target, TargetOptions
 from edge_sd.export.memory import forecast
 from edge_sd.registry import implementations
@@ -52,7 +52,7 @@ def find_targets(names: Sequence[str]) -> list[Target]:
     chosen = []
     for name in dict.fromkeys(known if "all" in names else names):
         if name not in known:
-            raise UsageError(f"unknown target {name!r}", f"one of {', '.join(known)}, or all")
+            raise unknown("target", name, known, "or all")
         available = known[name].available()
         if not available.ok:
             raise InstallationError(f"target {name}: {available.detail}", available.remedy)

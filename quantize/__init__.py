@@ -1,5 +1,6 @@
 """Checkpoint and calibration → recipe and rounded weights: 8 and 4 bits that keep the picture."""
 
+from edge_sd.callable_module import make_callable
 from edge_sd.quantize._quantize import CALIBRATION as CALIBRATION
 from edge_sd.quantize._quantize import MODEL as MODEL
 from edge_sd.quantize._quantize import RECIPE as RECIPE
@@ -15,3 +16,5 @@ from edge_sd.quantize.recipe import Recipe as Recipe
 from edge_sd.quantize.recipe import default_layers as default_layers
 from edge_sd.quantize.recipe import load_recipe as load_recipe
 from edge_sd.quantize.reconstruction import ReconstructionSettings as ReconstructionSettings
+
+make_callable(__name__)

@@ -1,7 +1,7 @@
 """The quantized checkpoint: integers, scales and grids in one safetensors file, and the recipe that led to them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +68,7 @@ class QuantizedCheckpoint:
     """Tensors by name: LAYER.codes and LAYER.scales, POINT.step_scales and POINT.zero_points, and what stayed in float."""
 
     header: QuantizedHeader
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, np.ndarray] = field(repr=False)
 
     def build(self, widths: Sequence[int] = ()) -> SpectralUNet:
         """Return the model in its quantizable form, in evaluation mode: the simulation of every program.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sd.bundle import Bundle
-from edge_sd.errors import InstallationError, UsageError
+from edge_sd.errors import InstallationError, unknown
 from edge_sd.registry import implementations
 from edge_sd.runnable import Availability, Session
 
@@ -87,7 +87,7 @@ def find_runtime(name: str) -> Runtime:
     """
     known = runtimes()
     if name not in known:
-        raise UsageError(f"unknown runtime {name!r}", f"one of {', '.join(known)}")
+        raise unknown("runtime", name, known)
     available = known[name].available()
     if not available.ok:
         raise InstallationError(f"runtime {name}: {available.detail}", available.remedy)

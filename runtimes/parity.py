@@ -124,6 +124,7 @@ class ParityResult(Record):
     """parity.json of one runtime.
 
     Attributes:
+        bundle_digest: the manifest's own; empty in results of before it was kept.
         device: where it ran, as `--device` names it.
         quantized: activations are on grids; the gate is a budget.
         temporal, decoder: SNR of the bundle's other programs, where it has them.
@@ -132,6 +133,7 @@ class ParityResult(Record):
     schema_version: Literal[2] = 2
     kind: Literal["parity"] = "parity"
     bundle: str
+    bundle_digest: str = ""
     runtime: str
     runtime_version: str
     device: str = "host"
@@ -315,6 +317,7 @@ def judge(
 
     return ParityResult(
         bundle=bundle.path.name,
+        bundle_digest=bundle.manifest.digest,
         runtime=runtime,
         runtime_version=runtime_version,
         device=device,

@@ -29,8 +29,9 @@ LAYERS = {
     "edge_sd.devices": 4,
     "edge_sd.report": 5,
     "edge_sd.pipeline": 5,
-    "edge_sd.cli": 6,
-    "edge_sd.__main__": 7,
+    "edge_sd.api": 6,
+    "edge_sd.cli": 7,
+    "edge_sd.__main__": 8,
 }
 # Package → where it may be imported.
 KEPT_TO = {"typer": "edge_sd.cli", "rich": "edge_sd.cli", "matplotlib": "edge_sd.report"}

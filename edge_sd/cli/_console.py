@@ -3,7 +3,9 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+from edge_sd.api.observer import Observer, Update
 
 _STATES = {"ok": "green", "missing": "yellow", "untested": "yellow", "broken": "red", "yes": "green", "no": "yellow"}
 
@@ -61,3 +63,16 @@ def _cell(value: object) -> str:
 def say(message: str) -> None:
     """Print a line for a person, on stderr: stdout is for results."""
     print(message, file=sys.stderr, flush=True)
+
+
+class _Terminal(Observer):
+    """Shows a person how far work is."""
+
+    def progress(self, label: str) -> AbstractContextManager[Update]:
+        return progress(label)
+
+    def say(self, message: str) -> None:
+        say(message)
+
+
+TERMINAL = _Terminal()

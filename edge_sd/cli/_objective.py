@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_sd.cli import _options as option
-
 if TYPE_CHECKING:
     from edge_sd.foreign import Foreign
     from edge_sd.search.objectives import Objective
@@ -76,7 +74,8 @@ def _real(
     values: Mapping[str, Any], model: "Foreign", shared: Path
 ) -> "tuple[dict[str, str | int | None], dict[str, str | int]]":
     """Take the features of real images, once; where they lie, and what they are."""
-    from edge_sd.cli._console import progress, say
+    from edge_sd.api.images import image_settings, read_images
+    from edge_sd.cli._console import TERMINAL, progress, say
     from edge_sd.decoder import image_shape
     from edge_sd.evaluation.features import extract, load_features
     from edge_sd.evaluation.reference import choose
@@ -88,7 +87,7 @@ def _real(
     extractor = load_features(values["features"], name=values["features_name"], size=values["feature_size"])
     shape = model.checkpoint.header.model.sample_shape
     side = (shape if model.decoder is None else image_shape(model.decoder, shape))[-1]
-    data = option.read_data(values, side)
+    data = read_images(image_settings(values), side, TERMINAL)
     if len(data) < values["real"]:
         say(f"the data holds {len(data)} images; all of them are compared with")
     pixels, chosen = choose(data, min(values["real"], len(data)), seed=values["seed"])

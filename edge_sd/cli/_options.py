@@ -1,17 +1,9 @@
 """Options that several verbs share, each with one meaning and one help text."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from edge_sd.data import ImageData
-    from edge_sd.diffusion.choice import PlanSource
-    from edge_sd.models import ModelConfig, Preset
-    from edge_sd.validation import Model
-
 
 Source = Annotated[
     str,
@@ -118,8 +110,9 @@ Devices = Annotated[
 Patience = Annotated[
     float, typer.Option("--patience", help="Seconds without a word after which a device counts as gone.", min=0.1)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-_NAMED = 50  # of the images that were left out
+Form = Annotated[
+    Literal["text", "json"], typer.Option("--format", help="Of what is printed on stdout: text for people, json for programs.")
+]
 
 
 def numbers_of(text: str | None, option: str) -> tuple[int, ...]:
@@ -141,73 +134,3 @@ def shipped(model: Path) -> Path:
     from edge_sd.pretrained import model_path
 
     return model_path(model)
-
-
-def pick(kind: "type[Model]", values: Mapping[str, object], what: str) -> "Model":
-    """Build settings of `kind` from those of a verb's arguments that are among its fields."""
-    from edge_sd.validation import validated
-
-    return validated(kind, {name: values[name] for name in kind.model_fields if name in values}, what)
-
-
-def plan_source(
-    plan: Path | None, solver: str | None, steps: int | None, spacing: str | None, eta: float = 0.0
-) -> "PlanSource | None":
-    """The plan that a verb's arguments ask for; None where nothing is asked for.
-
-    Raises:
-        UsageError: a file, and something beside it.
-    """
-    from edge_sd.diffusion.choice import PlanChoice, PlanFile
-    from edge_sd.errors import UsageError
-
-    given = {"solver": solver, "steps": steps, "spacing": spacing, "eta": eta or None}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if plan is None:
-        return pick(PlanChoice, chosen, "plan") if chosen else None
-    if chosen:
-        named = ", ".join(f"--{name}" for name in chosen)
-        raise UsageError(f"--plan {plan} says all of the plan, and {named} something else", f"leave {named} out, or --plan")
-    return PlanFile(path=plan)
-
-
-def read_data(values: Mapping[str, object], size: int) -> "ImageData":
-    """Open the data source that a verb's arguments name, behind a progress bar; say what had to be left out."""
-    import os
-
-    from edge_sd.cli._console import progress, say
-    from edge_sd.data import DataConfig, open_data
-
-    # What torchrun and accelerate tell the processes that they start: of a machine's one decodes, and one speaks.
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE") or 1)
-    speaks = os.environ.get("RANK", "0") == "0"
-    # Not its seed: a verb's own is of the training.
-    config = pick(DataConfig, {name: value for name, value in values.items() if name != "seed"}, "data")
-    with progress("reading images") as update:
-
-        def observe(done: int, total: int) -> None:
-            update(done, total or done + 1, "" if total else "of unknown many")
-
-        data = open_data(config, size, observe, processes=processes)
-    for skip in data.skipped[:_NAMED] if speaks else ():
-        say(f"left out: {skip}")
-    if data.skipped and speaks:
-        more = f", the first {_NAMED} named above" if len(data.skipped) > _NAMED else ""
-        say(f"left out {len(data.skipped)} of {len(data) + len(data.skipped)} images{more}")
-    return data
-
-
-def model_of(preset_name: str, size: int | None) -> "tuple[Preset, ModelConfig]":
-    """Find a preset and, where a size is given, its configuration at that size."""
-    from edge_sd.errors import UsageError
-    from edge_sd.models import PRESETS, ModelConfig
-    from edge_sd.validation import validated
-
-    if preset_name not in PRESETS:
-        raise UsageError(f"unknown preset {preset_name!r}", f"one of {', '.join(PRESETS)}")
-    preset = PRESETS[preset_name]
-    if size is None:
-        return preset, preset.config
-    return preset, validated(
-        ModelConfig, {**preset.config.model_dump(), "image_size": size}, f"preset {preset_name} at --size {size}"
-    )

@@ -1,5 +1,6 @@
 """`edge-sd bench`: how long a call takes, on which devices, in which runtimes, and whether what it draws is right."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,12 +9,8 @@ import typer
 from edge_sd.cli import _options as option
 
 if TYPE_CHECKING:
-    from edge_sd.bundle import Bundle
-    from edge_sd.devices import BenchResult, Job
-    from edge_sd.devices._pool import Task
-    from edge_sd.runtimes.floor import Floor, Precision
+    from edge_sd.devices import BenchResult
 
-_ALL = "all"
 _MEBI = 2**20
 
 
@@ -47,7 +44,7 @@ def bench(
         Path | None, typer.Option("--output", "-o", help="JSON of one result; of several, a folder that takes each as it comes.")
     ] = None,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Time a bundle on inputs of its golden trajectories, and prove it there, in a process of its own.
 
@@ -55,121 +52,29 @@ def bench(
 
     Example: edge-sd bench student.edgesd --device host --device adb:SERIAL --runtime all -o results
     """
-    from edge_sd.bundle import open_bundle
-    from edge_sd.cli._options import numbers_of
-    from edge_sd.devices import Job
-    from edge_sd.errors import UsageError
-    from edge_sd.validation import validated
+    given = {name: value for name, value in locals().items() if name != "form"}
+    from edge_sd.api import bench as measure
+    from edge_sd.cli._console import TERMINAL, say
+    from edge_sd.errors import ParityError
 
-    if output is not None and output.exists() and not overwrite:
-        raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
-    opened = open_bundle(bundle)
-    job = validated(
-        Job,
-        {
-            "runtime": "",
-            "threads": threads or 1,
-            "prove": prove,
-            "least_warmup": warmup,
-            "most_warmup": max(200, 20 * warmup),
-            "iterations": iterations,
-            "minutes": minutes,
-            "most_seconds": most_seconds,
-            "patience": patience,
-            "memory_mib": memory_limit,
-            "processors": numbers_of(processors, "--processors"),
-        },
-        "bench",
-    )
-    tasks = _tasks(opened, device or ["host"], runtime or [], job, own_threads=threads is None)
-    results = _run(opened, tasks, output, overwrite, as_json)
-    if any(result.parity is not None and not result.parity.passed for result in results):
-        from edge_sd.errors import ParityError
-
-        wrong = [result for result in results if result.parity is not None and not result.parity.passed]
+    done = measure(**{**given, "processors": option.numbers_of(processors, "--processors")}, observer=TERMINAL)
+    for failure in done.failures:
+        say(f"{failure.task.title}: {failure.error.message}")
+    if form == "json":
+        print("[" + ",\n".join(result.model_dump_json(indent=2) for result in done.results) + "]")
+    elif done.results:
+        print_results(done.results)
+    if done.failures:
+        raise done.failures[0].error
+    wrong = [(result.device.title, result.parity) for result in done.results if result.parity and not result.parity.passed]
+    if wrong:
         raise ParityError(
-            "; ".join(f"{result.device.title}: {result.parity.verdict}" for result in wrong if result.parity is not None),
-            f"edge-sd parity {bundle} --device {wrong[0].device.title} shows every step",
+            "; ".join(f"{title}: {proof.verdict}" for title, proof in wrong),
+            f"edge-sd parity {bundle} --device {wrong[0][0]} shows every step",
         )
 
 
-def _tasks(bundle: "Bundle", places: list[str], names: list[str], job: "Job", *, own_threads: bool) -> "list[Task]":
-    from edge_sd.devices import find_device
-    from edge_sd.devices._bench import target_of
-    from edge_sd.devices._pool import Task
-
-    tasks = []
-    for place in dict.fromkeys(places):
-        wanted = list(dict.fromkeys(names)) or [""]
-        if _ALL in wanted:
-            device, address = find_device(place)
-            with device.open(address) as connection:
-                wanted = list(connection.runtimes(bundle))
-        for name in wanted:
-            if name:
-                bundle.program(target_of(name))
-            tasks.append(Task(place, job.model_copy(update={"runtime": name}), own_threads))
-    return tasks
-
-
-def _run(bundle: "Bundle", tasks: "list[Task]", output: Path | None, overwrite: bool, as_json: bool) -> "list[BenchResult]":
-    """Do all tasks, keep each result as it comes, print the tables, and raise the first failure."""
-    from edge_sd.cli._console import progress, say
-    from edge_sd.devices._pool import run_tasks
-    from edge_sd.files import write_model
-
-    written: dict[Path, BenchResult] = {}
-    with progress("bench") as update:
-        done = 0
-
-        def on_result(result: "BenchResult") -> None:
-            nonlocal done
-            done += 1
-            if output is not None:
-                path = output if len(tasks) == 1 else output / f"{_file_name(result, len(written))}.json"
-                write_model(path, result)
-                written[path] = result
-
-        def observe(task: "Task", part: int, parts: int, note: str) -> None:
-            update(100 * done + int(100 * part / max(parts, 1) * 0.99), 100 * len(tasks), f"{task.title} {note}")
-
-        results, failures = run_tasks(tasks, bundle, floors=floors_of(bundle, tasks), on_result=on_result, observe=observe)
-    for failure in failures:
-        say(f"{failure.task.title}: {failure.error.message}")
-    if as_json:
-        print("[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]")
-    elif results:
-        print_results(results)
-    if failures:
-        raise failures[0].error
-    return results
-
-
-def floors_of(bundle: "Bundle", tasks: "list[Task]") -> "dict[Precision, Floor]":
-    """The noise floors that proofs are judged by, measured once each, before anything is timed."""
-    from edge_sd.cli._console import progress
-    from edge_sd.devices._bench import target_of
-    from edge_sd.runtimes.floor import Floor, Precision, noise_floor
-    from edge_sd.runtimes.parity import precision_of
-
-    proofs = [task.job.runtime for task in tasks if task.job.prove]
-    targets = {target_of(name) for name in proofs if name}
-    if "" in proofs:
-        targets |= {program.target for program in bundle.manifest.programs} & {"onnx", "executorch"}
-    floors: dict[Precision, Floor] = {}
-    for precision in sorted({precision_of(bundle, target) for target in targets}):
-        with progress(f"noise floor of {precision}") as update:
-            floors[precision] = noise_floor(bundle, precision, lambda done, total: update(done, total, ""))
-    return floors
-
-
-def _file_name(result: "BenchResult", number: int) -> str:
-    """A plain name, whatever the serial holds."""
-    plain = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in result.device.title)
-    return f"{number:02d}-{plain[:60]}-{result.job.runtime}"
-
-
-def print_results(results: "list[BenchResult]") -> None:
+def print_results(results: "Sequence[BenchResult]") -> None:
     """Times, what they were proved to be times of, memory, and the sustained curve where there is one."""
     from edge_sd.cli._console import print_table, say
 

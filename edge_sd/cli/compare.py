@@ -29,7 +29,7 @@ def compare(
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare results of devices or states that differ.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the comparison as JSON.")] = None,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Time two bundles in turn, A B B A, on one device, and say which is faster, with the interval of the ratio.
 
@@ -57,7 +57,7 @@ def compare(
         found = _of_bundles(a, b, device, runtime or [], pairs, settings)
     if output is not None:
         write_model(output, found)
-    if as_json:
+    if form == "json":
         print(found.model_dump_json(indent=2))
         return
     rows = [

@@ -12,7 +12,7 @@ from edge_sd.cli import _options as option
 def distill(
     teacher: Annotated[Path, typer.Option("--teacher", help="Checkpoint or diffusers folder to follow, or a shipped model.")],
     output: option.OutFolder,
-    source: option.Source = "dead-leaves",
+    data: option.Source = "dead-leaves",
     resize: option.Resize = False,
     split: option.Split = None,
     labels: option.Labels = False,
@@ -49,22 +49,9 @@ def distill(
     Example: edge-sd distill --teacher runs/teacher/checkpoint.safetensors --preset small64 --data photos/ -o runs/student
     """
     given = dict(locals())
-    from edge_sd.cli._console import progress, say
-    from edge_sd.foreign import open_model
-    from edge_sd.training import DistillConfig, TrainConfig
-    from edge_sd.training import distill as distill_from
+    from edge_sd.api import distill as distill_student
+    from edge_sd.cli._console import TERMINAL, say
     from edge_sd.training.loop import CHECKPOINT
 
-    _, model = option.model_of(preset, size)
-    config = option.pick(TrainConfig, given, "training settings")
-    distillation = option.pick(DistillConfig, given, "distillation settings")
-    followed = open_model(option.shipped(teacher))
-    if model.num_classes is None:
-        model = model.model_copy(update={"num_classes": followed.checkpoint.header.model.num_classes})
-    samples = latent.read_samples(given, model, autoencoder, followed)
-    with progress(f"distilling {preset}") as update:
-        distill_from(
-            model, followed.checkpoint, samples, config, distillation, output, overwrite=overwrite,
-            observe=lambda p: update(p.step, p.steps, str(p)),
-        )  # fmt: skip
-    say(f"wrote {Path(output) / CHECKPOINT}")
+    distill_student(**given, observer=TERMINAL)
+    say(f"wrote {output / CHECKPOINT}")

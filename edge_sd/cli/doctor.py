@@ -24,7 +24,7 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(as_json: option.AsJson = False) -> None:
+def doctor(form: option.Form = "text") -> None:
     """Check the installation: versions, runtimes, cores, memory. Exit code 5 if something needed is broken.
 
     Example: edge-sd doctor
@@ -32,7 +32,7 @@ def doctor(as_json: option.AsJson = False) -> None:
     from edge_sd.cli._console import print_table
 
     findings = [*_machine(), *_packages(), *_runtimes(), *_devices()]
-    if as_json:
+    if form == "json":
         import json
 
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -63,7 +63,7 @@ def stop() -> None:
 
 
 @emulator.command()
-def status(as_json: option.AsJson = False) -> None:
+def status(form: option.Form = "text") -> None:
     """Show whether there is a board, whether it runs, and where.
 
     Example: edge-sd emulator status
@@ -81,7 +81,7 @@ def status(as_json: option.AsJson = False) -> None:
         state = running.state
         found |= {"running": True, "process": state.process.pid, "port": state.port, "config": str(running.config)}
         found |= state.settings.model_dump()
-    if as_json:
+    if form == "json":
         import json
 
         print(json.dumps(found, indent=2))

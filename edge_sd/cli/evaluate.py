@@ -65,7 +65,7 @@ def evaluate(
     save_samples: Annotated[Path | None, typer.Option("--save-samples", help="Also keep the samples, .safetensors.")] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Also draw spectra and bands, .png.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the result as JSON.")] = None,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
     overwrite: option.Overwrite = False,
 ) -> None:
     """Measure n samples against n real images: kernel and Fréchet distance, precision and recall, wavelet bands, spectrum.
@@ -76,7 +76,9 @@ def evaluate(
     """
     import time
 
-    from edge_sd.cli._console import progress, say
+    from edge_sd.api.images import image_settings, read_images
+    from edge_sd.api.settings import pick, plan_source
+    from edge_sd.cli._console import TERMINAL, progress, say
     from edge_sd.errors import UsageError
     from edge_sd.evaluation.draw import draw
     from edge_sd.evaluation.draw import save_samples as write_samples
@@ -88,15 +90,15 @@ def evaluate(
     for path in (save_samples, figure, output):
         if path is not None and path.exists() and not overwrite:
             raise UsageError(f"{path} exists", "give --overwrite to replace it, or another name")
-    settings = option.pick(EvaluationSettings, values, "evaluation")
+    settings = pick(EvaluationSettings, values, "evaluation")
     extractor = _extractor(features, features_name, feature_size, inception_weights)
     check_enough(n, extractor, settings)  # before anything that takes minutes
-    drawer = _drawer(model, option.plan_source(plan, solver, steps, spacing, eta), runtime, label, seed, n, size, resize)
+    drawer = _drawer(model, plan_source(plan, solver, steps, spacing, eta), runtime, label, seed, n, size, resize)
     origin, side = drawer.origin, drawer.size
 
     seconds, started = {}, time.monotonic()
     split_name = split or ("train" if source.startswith("hub:") else "all")
-    real_pixels, real = choose(option.read_data(values, side), n, split=split_name, seed=seed)
+    real_pixels, real = choose(read_images(image_settings(values), side, TERMINAL), n, split=split_name, seed=seed)
     with progress("features of real images") as update:
 
         def observe(done: int, total: int) -> None:
@@ -120,7 +122,7 @@ def evaluate(
 
         write_bytes(figure, evaluation_figure(result))
         say(f"wrote {figure}")
-    if as_json:
+    if form == "json":
         print(result.model_dump_json(indent=2))
     else:
         _print_table(result)
@@ -150,6 +152,8 @@ def _drawer(
     size: int | None,
     resize: bool,
 ) -> "Drawer":
+    from edge_sd.api.images import image_settings, read_images
+    from edge_sd.cli._console import TERMINAL
     from edge_sd.errors import UsageError
     from edge_sd.evaluation.draw import CheckpointDrawer, GivenSamples, PlanChoice, load_samples
     from edge_sd.evaluation.record import Origin
@@ -165,7 +169,7 @@ def _drawer(
             )
         if kind == "samples":
             return GivenSamples(*load_samples(model))
-        data = option.read_data({"source": str(model), "resize": resize}, size or _side(model))
+        data = read_images(image_settings({"source": str(model), "resize": resize}), size or _side(model), TERMINAL)
         pixels, _ = choose(data, n, seed=seed)
         return GivenSamples(pixels, Origin(kind="folder", name=model.name, digest=data.digest))
     if size is not None:

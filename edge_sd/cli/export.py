@@ -57,63 +57,33 @@ def export(
     seed: option.Seed = 0,
     goldens: Annotated[int, typer.Option("--goldens", help="Golden trajectories to keep.", min=1)] = 3,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Export a checkpoint to a bundle: programs, plan, golden trajectories, manifest and card.
 
     Example: edge-sd export runs/student/checkpoint.safetensors --target all -o student.edgesd
     """
-    from edge_sd.bundle.bundle import SUFFIX
-    from edge_sd.cli._console import say
-    from edge_sd.diffusion.choice import PlanFile, lineage
-    from edge_sd.errors import UsageError
-    from edge_sd.export import ExportRequest, TargetOptions, check_export, export_bundle, find_targets, parse_size, refuse
-    from edge_sd.quantize.checkpoint import QuantizedHeader, open_any
-    from edge_sd.validation import validated
+    given = {name: value for name, value in locals().items() if name != "form"}
+    from edge_sd.api._export import Exporting
+    from edge_sd.cli._console import TERMINAL, say
+    from edge_sd.export import refuse
 
-    named, checkpoint = checkpoint, option.shipped(checkpoint)
-    beside = Path(f"{checkpoint.resolve().name}{SUFFIX}") if checkpoint.is_dir() else checkpoint.with_suffix(SUFFIX)
-    out = output or (beside if checkpoint == named else Path(named.name + SUFFIX))
-    if out.exists() and not overwrite and not dry_run:  # before the weights are read
-        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another -o")
-    options = {
-        "onnx_opset": onnx_opset,
-        "executorch_delegate": delegate,
-        "coreml_precision": coreml_precision,
-        "coreml_os": coreml_os,
-    }
-    target_options = validated(TargetOptions, options, "options of the target")
-    find_targets(tuple(target))
-    source = option.plan_source(plan, solver, steps, spacing)
-    model = open_any(checkpoint, decoder)
-    decoding, header = model.decoder, model.checkpoint.header
-    recipe = header.recipe if isinstance(header, QuantizedHeader) else None
-    own = ("dpmpp", 20, None) if recipe is None else (recipe.solver, recipe.steps, recipe.spacing)
-    given = source.plan(header.noise_schedule, header.prediction, lineage(header)) if isinstance(source, PlanFile) else None
-    solver, spacing = solver or own[0], spacing or own[2]
-    steps = own[1] if steps is None else steps
-    request = ExportRequest(
-        targets=tuple(target), options=target_options, solver=solver, steps=steps, spacing=spacing, plan=given, seed=seed,
-        goldens=goldens, temporal=temporal, max_fallback=max_fallback, strict_bits=strict_bits,
-        ram_budget=None if ram_budget is None else parse_size(ram_budget),
-    )  # fmt: skip
+    work = Exporting.of(**given)
     if dry_run:
-        checks = check_export(model.checkpoint, decoding, request, out)
-        if as_json:
+        checks = work.check()
+        if form == "json":
             print("[" + ",\n".join(check.model_dump_json(indent=2) for check in checks) + "]")
         else:
             _print_checks(checks)
-        refuse(checks, request.ram_budget)
+        refuse(checks, work.request.ram_budget)
         return
-    bundle = export_bundle(
-        model.checkpoint, out, request, decoder=decoding, overwrite=overwrite, observe=lambda stage: say(f"exporting: {stage}")
-    )
-    if as_json:
+    bundle = work.write(TERMINAL)
+    if form == "json":
         print(bundle.manifest.model_dump_json(indent=2))
     else:
         print_programs(bundle.manifest.programs)
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
-    say(f"wrote {out} ({len(bundle.manifest.files)} files, {size / 2**20:.1f} MiB)")
+    say(f"wrote {work.out} ({len(bundle.manifest.files)} files, {size / 2**20:.1f} MiB)")
 
 
 def print_programs(programs: "tuple[Program, ...]") -> None:

@@ -20,7 +20,7 @@ def inspect(
             help="Bundle NAME.edgesd, .safetensors of a checkpoint, autoencoder or decoder, or a shipped model, such as emoji64.",
         ),
     ],
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Show what a bundle holds: model, plan, programs with their contracts, placement and memory, goldens, files.
 
@@ -33,10 +33,10 @@ def inspect(
 
     bundle = option.shipped(bundle)
     if bundle.is_file():
-        _inspect_weights(bundle, as_json)
+        _inspect_weights(bundle, form)
         return
     opened = open_bundle(bundle)
-    if as_json:
+    if form == "json":
         print(opened.manifest.model_dump_json(indent=2))
         return
     _print(opened)
@@ -81,7 +81,7 @@ def _model(model: "ModelConfig", prediction: str) -> str:
     return f"{shape}, gating {'on' if model.gating else 'off'}, {prediction}-prediction{classes}"
 
 
-def _inspect_weights(path: Path, as_json: bool) -> None:
+def _inspect_weights(path: Path, form: str) -> None:
     from pydantic import BaseModel
 
     from edge_sd.autoencoder import AutoencoderFile, load_autoencoder
@@ -97,7 +97,7 @@ def _inspect_weights(path: Path, as_json: bool) -> None:
     file: Checkpoint | AutoencoderFile | Decoder
     kind = read_tensors(Kind, path)[0].kind
     if kind == "quantized":
-        return _inspect_quantized(path, as_json)
+        return _inspect_quantized(path, form)
     if kind == "checkpoint":
         file = load_checkpoint(path)
     elif kind == "autoencoder":
@@ -108,7 +108,7 @@ def _inspect_weights(path: Path, as_json: bool) -> None:
         raise EdgeSDError(
             f"{path} holds {kind}, of which there is nothing to show", "a bundle, checkpoint, autoencoder or decoder"
         )
-    if as_json:
+    if form == "json":
         print(file.header.model_dump_json(indent=2))
         return
     rows = [("kind", kind)]
@@ -145,7 +145,7 @@ def _inspect_weights(path: Path, as_json: bool) -> None:
     print_table(str(path), ("part", "what it is"), rows)
 
 
-def _inspect_quantized(path: Path, as_json: bool) -> None:
+def _inspect_quantized(path: Path, form: str) -> None:
     from collections import Counter
 
     from edge_sd.cli._console import print_table
@@ -154,7 +154,7 @@ def _inspect_quantized(path: Path, as_json: bool) -> None:
     file = load_quantized(path)
     file.build()  # everything in it is checked
     header = file.header
-    if as_json:
+    if form == "json":
         print(header.model_dump_json(indent=2))
         return
     recipe = header.recipe

@@ -19,7 +19,7 @@ class Kind(str, Enum):
     devices = "devices"
 
 
-def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: option.AsJson = False) -> None:
+def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], form: option.Form = "text") -> None:
     """List shipped models, presets (with what was published beside what is counted), solvers, targets, runtimes or devices.
 
     Example: edge-sd list presets
@@ -27,7 +27,7 @@ def list_(kind: Annotated[Kind, typer.Argument(help="What to list.")], as_json: 
     from edge_sd.cli._console import print_table
 
     rows = _ROWS[kind]()
-    if as_json:
+    if form == "json":
         import json
 
         print(json.dumps(rows, indent=2))

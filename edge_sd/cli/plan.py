@@ -28,7 +28,7 @@ def show(
     given: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.safetensors, or a bundle NAME.edgesd.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also draw it, .png.")] = None,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Print a plan: a row a step, with timestep, noise level and the solver's coefficients; and draw it.
 
@@ -53,7 +53,7 @@ def show(
     if output is not None:
         write_bytes(output, plan_figure(found))
         say(f"wrote {output}")
-    if as_json:
+    if form == "json":
         values = {"header": found.header.model_dump(mode="json"), "start": found.start_scale}
         print(json.dumps({**values, "rows": [row.model_dump(mode="json") for row in rows]}, indent=2))
         return
@@ -171,6 +171,7 @@ def swap(
 
     Example: edge-sd plan swap student.edgesd --solver unipc --steps 8
     """
+    from edge_sd.api.settings import plan_source
     from edge_sd.bundle import open_bundle
     from edge_sd.cli._console import say
     from edge_sd.diffusion import PlanChoice
@@ -180,7 +181,7 @@ def swap(
     out = output or bundle
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
-    source = option.plan_source(plan_file, solver, steps, spacing, eta) or PlanChoice()
+    source = plan_source(plan_file, solver, steps, spacing, eta) or PlanChoice()
     opened = open_bundle(bundle)
     chosen = source.plan(opened.manifest.noise_schedule, opened.manifest.prediction)
     swapped = swap_plan(opened, chosen, out, goldens=goldens)
@@ -209,17 +210,17 @@ def _process(model: Path) -> "tuple[NoiseSchedule, Prediction]":
 def _named(schedule: str | None, prediction: str | None) -> "tuple[NoiseSchedule, Prediction]":
     """The same, by name."""
     from edge_sd.diffusion import SCHEDULES
-    from edge_sd.errors import UsageError
+    from edge_sd.errors import UsageError, unknown
 
     if schedule is None or prediction is None:
         raise UsageError(
             "a plan is for models of one noise schedule and one prediction", "--for MODEL, or --schedule cosine --prediction v"
         )
     if schedule not in SCHEDULES:
-        raise UsageError(f"unknown schedule {schedule!r}", f"one of {', '.join(SCHEDULES)}")
+        raise unknown("schedule", schedule, SCHEDULES)
     known: dict[str, Prediction] = {"epsilon": "epsilon", "v": "v", "x0": "x0"}
     if prediction not in known:
-        raise UsageError(f"unknown prediction {prediction!r}", f"one of {', '.join(known)}")
+        raise unknown("prediction", prediction, known)
     return SCHEDULES[schedule], known[prediction]
 
 

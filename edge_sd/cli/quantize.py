@@ -1,9 +1,8 @@
 """`edge-sd quantize`: a checkpoint becomes one of 8 or 4 bits, and a bundle."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +10,6 @@ from edge_sd.cli import _options as option
 from edge_sd.pretrained import DEFAULT
 
 if TYPE_CHECKING:
-    from edge_sd.models import ModelConfig
-    from edge_sd.quantize.recipe import Recipe
     from edge_sd.report.quantization import QuantizationReport
 
 
@@ -67,90 +64,25 @@ def quantize(
     ] = False,
     seed: option.Seed = 0,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Quantize a checkpoint after training: 8 or 4 bits, ranges by groups of steps, roundings learnt block by block.
 
     Example: edge-sd quantize runs/student/checkpoint.safetensors --bits 4 --target onnx --target coreml -o student-w4a8
     """
-    from edge_sd.checkpoint import Checkpoint
-    from edge_sd.cli._console import progress, say
-    from edge_sd.errors import UsageError
-    from edge_sd.export import ExportRequest, TargetOptions
-    from edge_sd.pipeline.quantizing import QuantizeRequest, Quantizing
-    from edge_sd.quantize.checkpoint import is_quantized, open_any
-    from edge_sd.quantize.recipe import load_recipe
+    given = {name: value for name, value in locals().items() if name != "form"}
+    from edge_sd.api import quantize as quantize_checkpoint
+    from edge_sd.cli._console import TERMINAL, say
 
-    path = option.shipped(checkpoint)
-    if path.is_file() and is_quantized(path):
-        raise UsageError(f"{path} is quantized already", "give the full-precision checkpoint")
-    chosen = None if recipe is None else load_recipe(recipe)
-    model = open_any(path, decoder)
-    if chosen is None:
-        chosen = _recipe(model.checkpoint.header.model, locals())
-    out = output or Path(f"{_name(checkpoint)}-w{bits}a{'f' if act_bits == 'none' else act_bits}")
-    request = QuantizeRequest(
-        recipe=chosen,
-        budget=budget,
-        calibration=calibration,
-        engine=engine,
-        export=ExportRequest(
-            targets=() if target == ["none"] else tuple(target or ("onnx",)),
-            options=TargetOptions(coreml_os="iOS18"),  # the first with 4-bit weights, and with several functions in a package
-            seed=seed,
-            strict_bits=strict_bits,
-        ),
-        seed=seed,
-    )
-    assert isinstance(model.checkpoint, Checkpoint)  # noqa: S101 (a quantized one was refused)
-    with progress("quantizing") as update:
-        work = Quantizing(
-            str(checkpoint), model.checkpoint, model.decoder, request, out, overwrite=overwrite,
-            progress=lambda stage, done, total, note: update(done, total, f"{stage} {note}".strip()),
-        )  # fmt: skip
-        report = work.walk()
-    if as_json:
-        print(report.model_dump_json(indent=2))
+    done = quantize_checkpoint(**given, observer=TERMINAL)
+    if form == "json":
+        print(done.report.model_dump_json(indent=2))
     else:
-        _print(report)
-        if request.export.targets:
-            print_bits(work.bundle)
-    say(f"wrote {out}: {', '.join(sorted(entry.name for entry in out.iterdir() if not entry.name.startswith('.')))}")
-
-
-def _name(checkpoint: Path) -> str:
-    return checkpoint.resolve().parent.name if checkpoint.stem == "checkpoint" else checkpoint.stem
-
-
-def _recipe(model: "ModelConfig", given: Mapping[str, Any]) -> "Recipe":
-    """From a verb's arguments to a recipe for a model."""
-    from edge_sd.errors import UsageError
-    from edge_sd.quantize.calibration import SEED, enough_trajectories
-    from edge_sd.quantize.recipe import Recipe, default_layers, overridden
-    from edge_sd.validation import validated
-
-    widths = {"8": 8, "16": 16, "none": None}
-    if given["act_bits"] not in widths:
-        raise UsageError(f"activations cannot have {given['act_bits']} bits", "--act-bits 8, 16 or none")
-    layers = default_layers(model, given["bits"], widths[given["act_bits"]], group=given["group"])  # type: ignore[arg-type]
-    layers = overridden(layers, given["layer"] or ())
-    values = {
-        "model": model,
-        "solver": given["solver"],
-        "steps": given["steps"],
-        "spacing": given["spacing"],
-        "groups": given["groups"],
-        "ranges": given["ranges"],
-        "calibration": {
-            "trajectories": given["trajectories"] or enough_trajectories(model.image_size),
-            "coverage": given["coverage"],
-            "interval": given["interval"],
-            "seed": SEED + given["seed"],
-        },
-        "reconstruction": {"iterations": given["iterations"], "batch_size": given["batch_size"], "seed": given["seed"]},
-        "layers": layers,
-    }
-    return validated(Recipe, values, "settings")
+        _print(done.report)
+        if done.bundle is not None:
+            print_bits(done.bundle)
+    written = sorted(entry.name for entry in done.folder.iterdir() if not entry.name.startswith("."))
+    say(f"wrote {done.folder}: {', '.join(written)}")
 
 
 def _print(report: "QuantizationReport") -> None:

@@ -25,8 +25,9 @@ def run(
     from edge_sd.pipeline.config import load_config
     from edge_sd.pipeline.run import Run
     from edge_sd.report.ablation import MARKDOWN, ablation_table, headline
-    from edge_sd.report.data import RunReport
-    from edge_sd.report.render import HTML, JSON, summary
+    from edge_sd.report.data import Report
+    from edge_sd.report.render import HTML, JSON
+    from edge_sd.report.tables import summary
 
     loaded = load_config(config)
     out = output or Path("out") / loaded.name
@@ -44,7 +45,7 @@ def run(
     finally:
         show.close()
         if (out / HTML).exists():
-            for line in summary(read_model(RunReport, out / JSON)):
+            for line in summary(read_model(Report, out / JSON)):
                 print(line)
             say(f"report: {out / HTML}")
 

@@ -40,6 +40,7 @@ def sample(
 
     Example: edge-sd sample student.edgesd --solver dpmpp --steps 20 -n 16 -o grid.png
     """
+    from edge_sd.api.settings import plan_source
     from edge_sd.bundle.bundle import is_bundle
     from edge_sd.cli._console import say
     from edge_sd.data import grid, rgb, save_png
@@ -50,7 +51,7 @@ def sample(
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     if output.suffix.lower() not in (".png", ""):
         raise UsageError(f"{output}: what is written is a PNG file", f"-o {output.with_suffix('.png')}")
-    source = option.plan_source(plan, solver, steps, spacing, eta)
+    source = plan_source(plan, solver, steps, spacing, eta)
     if is_bundle(model):
         samples = _from_bundle(model, source, runtime or "onnxruntime", threads, seed, count, label)
     elif runtime in (None, "torch"):

@@ -54,7 +54,7 @@ def search(
     processes: option.Processes = None,
     seed: option.SearchSeed = 0,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Search for the plan with the best pictures at a number of steps: timesteps, orders, what is expanded, correctors (S3).
 
@@ -129,7 +129,7 @@ def search(
             records = [one.run() for one in searches]
     if report:
         write_bytes(output / COMPARED_PICTURE, comparison_picture(compared))
-        if as_json:
+        if form == "json":
             print(compared.model_dump_json(indent=2))
         else:
             _print_comparison(compared)
@@ -137,10 +137,10 @@ def search(
         return
     for one, record in zip(searches, records, strict=True):
         _draw(one.folder, record)
-        if not as_json:
+        if form == "text":
             _print_search(record)
         say(f"wrote {one.folder}: {', '.join(sorted(entry.name for entry in one.folder.iterdir() if entry.name[0] != '.'))}")
-    if as_json:
+    if form == "json":
         found = [json.loads(record.model_dump_json()) for record in records]
         print(json.dumps(found if len(found) > 1 else found[0], indent=2, ensure_ascii=False))
 

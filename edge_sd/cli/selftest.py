@@ -21,7 +21,7 @@ class Check:
     expected: str
 
 
-def selftest(as_json: option.AsJson = False) -> None:
+def selftest(form: option.Form = "text") -> None:
     """Check each measure against closed forms, and each runtime on a tiny program made for it. About a minute.
 
     Exit code 1 where a measure is wrong or a runtime that is installed does not draw what the reference draws.
@@ -36,7 +36,7 @@ def selftest(as_json: option.AsJson = False) -> None:
     checks = _measures()
     with tempfile.TemporaryDirectory() as folder, progress("selftest") as update:
         checks += _runtimes(Path(folder), update)
-    if as_json:
+    if form == "json":
         import json
 
         print(json.dumps([asdict(check) for check in checks], indent=2))
@@ -55,8 +55,8 @@ def _measures() -> list[Check]:
     from edge_sd.evaluation.closed_forms import closed_forms
 
     return [
-        Check(form.what, "yes" if form.holds else "no", f"{form.found:.4f}", f"{form.expected:.4f} ± {form.tolerance:g}")
-        for form in closed_forms()
+        Check(law.what, "yes" if law.holds else "no", f"{law.found:.4f}", f"{law.expected:.4f} ± {law.tolerance:g}")
+        for law in closed_forms()
     ]
 
 

@@ -65,7 +65,9 @@ def train(
     For a width at each step: edge-sd train --slimmable --preset latent16-slim --autoencoder emoji64 --data emoji/ -o runs/slim
     """
     given = dict(locals())
-    from edge_sd.cli._console import progress, say
+    from edge_sd.api.images import image_settings, read_samples
+    from edge_sd.api.settings import model_of, pick
+    from edge_sd.cli._console import TERMINAL, progress, say
     from edge_sd.diffusion import SCHEDULES, load_plan
     from edge_sd.errors import UsageError
     from edge_sd.foreign import open_model
@@ -78,14 +80,14 @@ def train(
     begun = None if start is None else open_model(option.shipped(start))
     if begun is None:
         name = preset or "tiny16"
-        chosen, model = option.model_of(name, size)
+        chosen, model = model_of(name, size)
         schedule, prediction = SCHEDULES[chosen.schedule], chosen.prediction
     else:
         if preset is not None or size is not None:
             raise UsageError(f"--start {start} says what the model is", "leave --preset and --size out")
         name, header = str(start), begun.checkpoint.header
         model, schedule, prediction = header.model, header.noise_schedule, header.prediction
-    config = option.pick(TrainConfig, given, "training settings")
+    config = pick(TrainConfig, given, "training settings")
     if slimmable:
         widths = tuple(sorted(option.numbers_of(slim_widths, "--slim-widths"))) or model.slim_widths or usual_widths(model)
         model = validated(ModelConfig, {**model.model_dump(), "slim_widths": widths}, f"{name}, slimmable")
@@ -94,7 +96,7 @@ def train(
     else:
         model = model.model_copy(update={"slim_widths": ()})
     calling = None if plan is None else load_plan(plan)
-    samples = latent.read_samples(given, model, autoencoder, begun)
+    samples = read_samples(image_settings(given), model, autoencoder, TERMINAL, begun)
     if samples.labels is not None and model.num_classes is None and begun is not None:
         raise UsageError(f"{name} knows no classes", "leave --labels out")
     if samples.labels is not None and model.num_classes is None:

@@ -44,13 +44,15 @@ def train_autoencoder(
     Example: edge-sd train-autoencoder --data photos/ --resize --size 128 --factor 8 --steps 20000 -o runs/autoencoder
     """
     given = dict(locals())
-    from edge_sd.cli._console import progress, say
+    from edge_sd.api.images import image_settings, read_images
+    from edge_sd.api.settings import pick
+    from edge_sd.cli._console import TERMINAL, progress, say
     from edge_sd.models.autoencoder import AutoencoderConfig
     from edge_sd.training import TrainConfig, fit_autoencoder
 
-    model = option.pick(AutoencoderConfig, given, "the autoencoder")
-    config = option.pick(TrainConfig, {**given, "weight_decay": 0.0, "ema_decay": 0.999}, "training settings")
-    images = option.read_data(given, size)
+    model = pick(AutoencoderConfig, given, "the autoencoder")
+    config = pick(TrainConfig, {**given, "weight_decay": 0.0, "ema_decay": 0.999}, "training settings")
+    images = read_images(image_settings(given), size, TERMINAL)
     with progress("training the autoencoder") as update:
         file = fit_autoencoder(
             model, images, config, output, overwrite=overwrite, observe=lambda p: update(p.step, p.steps, str(p))

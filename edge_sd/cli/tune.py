@@ -49,7 +49,7 @@ def tune(
     seed: option.Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="File of the tuned plan.")] = Path("plan.safetensors"),
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Learn at which times to ask the model: one number a step, the weights frozen, the solver's coefficients as they are.
 
@@ -64,6 +64,7 @@ def tune(
 
     import torch
 
+    from edge_sd.api.settings import pick, plan_source
     from edge_sd.cli._console import print_table, progress, say
     from edge_sd.diffusion.choice import PlanChoice, lineage
     from edge_sd.errors import UsageError
@@ -73,8 +74,8 @@ def tune(
     values = dict(locals())
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
-    settings = option.pick(TuneSettings, values, "tuning")
-    chosen = option.plan_source(plan_file, solver, steps, spacing) or PlanChoice()
+    settings = pick(TuneSettings, values, "tuning")
+    chosen = plan_source(plan_file, solver, steps, spacing) or PlanChoice()
     opened = open_any(option.shipped(model))
     if isinstance(opened.checkpoint, QuantizedCheckpoint):
         raise UsageError(f"{model} is quantized", "tune for the weights it came from: the plan suits both")
@@ -102,7 +103,7 @@ def tune(
         }
         for row in range(len(plan))
     ]
-    if as_json:
+    if form == "json":
         print(json.dumps({"mode": mode, "before": found.before, "after": found.after, "rows": rows}, indent=2))
     else:
         table = [tuple(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()) for row in rows]
@@ -138,7 +139,8 @@ def _from_data(
     """Clean samples out of images or, for a model of latents, the latents of images."""
     import numpy as np
 
-    from edge_sd.cli._latents import read_samples
+    from edge_sd.api.images import read_samples
+    from edge_sd.cli._console import TERMINAL
     from edge_sd.data import DataConfig
     from edge_sd.errors import UsageError
     from edge_sd.pretrained import AUTOENCODERS, SHIPPED
@@ -150,8 +152,8 @@ def _from_data(
         if str(model) not in SHIPPED:
             raise UsageError(f"{model} denoises latents", "--autoencoder says of which autoencoder")
         autoencoder = AUTOENCODERS[str(model).removesuffix("-teacher")]
-    values = {**DataConfig().model_dump(), "source": source, "resize": resize, "labels": header.model.num_classes is not None}
-    samples = samples_of(read_samples(values, header.model, autoencoder))
+    images = DataConfig(source=source, resize=resize, labels=header.model.num_classes is not None)
+    samples = samples_of(read_samples(images, header.model, autoencoder, TERMINAL))
     if samples.parents.get("autoencoder") != space:
         raise UsageError(
             f"{model} denoises other latents than those of {autoencoder}", "the autoencoder that it was trained with"

@@ -42,7 +42,7 @@ def widths(
     processes: option.Processes = None,
     seed: option.SearchSeed = 0,
     overwrite: option.Overwrite = False,
-    as_json: option.AsJson = False,
+    form: option.Form = "text",
 ) -> None:
     """Choose a width for each step: the front of quality against multiply-accumulates, and its cheapest point that is as good as
     the full width on noise that the search has not seen (DDSM).
@@ -51,6 +51,7 @@ def widths(
 
     Example: edge-sd widths runs/slim/checkpoint.safetensors --solver ddim --steps 20 -o widths
     """
+    from edge_sd.api.settings import plan_source
     from edge_sd.cli._console import progress, say
     from edge_sd.cli._objective import objective_of, opening_of, refuse_quantized
     from edge_sd.diffusion.choice import PlanChoice, lineage
@@ -70,7 +71,7 @@ def widths(
     model = open_model(path)
     header = model.checkpoint.header
     Costs.of(header.model)
-    given_plan = option.plan_source(plan_file, solver, steps, spacing) or PlanChoice(steps=_STEPS)
+    given_plan = plan_source(plan_file, solver, steps, spacing) or PlanChoice(steps=_STEPS)
     plan = given_plan.plan(header.noise_schedule, header.prediction, lineage(header))
     opening, given = opening_of(values, model, chosen)
     samples = n or 2 * chosen.samples
@@ -89,7 +90,7 @@ def widths(
             search.check()
         record = search.run()
     write_bytes(output / FRONT, widths_picture(record))
-    if as_json:
+    if form == "json":
         print(record.model_dump_json(indent=2))
     else:
         _print(record)

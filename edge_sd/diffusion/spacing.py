@@ -7,7 +7,7 @@ left fractional, because the models here take any real timestep and rounding wou
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_sd.errors import UsageError
+from edge_sd.errors import UsageError, unknown
 
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 
@@ -47,7 +47,7 @@ def timesteps(spacing: str, total: int, steps: int, *, includes_end: bool) -> ND
         grid = np.linspace(0, np.sqrt(0.8 * total), points) ** 2 if points > 1 else np.array([0.8 * total])
         grid = np.minimum(grid, total - 1)
     else:
-        raise UsageError(f"unknown spacing {spacing!r}", f"one of {', '.join(SPACINGS)}")
+        raise unknown("spacing", spacing, SPACINGS)
     times = np.sort(grid.astype(np.float64))[::-1][:steps].copy()
     if (np.diff(times) >= 0).any():
         raise UsageError(

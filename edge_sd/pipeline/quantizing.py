@@ -15,7 +15,7 @@ from edge_sd.bundle import Bundle, file_entries, write_bundle
 from edge_sd.bundle.manifest import DECODER, Manifest
 from edge_sd.checkpoint import Checkpoint, versions
 from edge_sd.decoder import Decoder
-from edge_sd.errors import EdgeSDError, UsageError
+from edge_sd.errors import EdgeSDError, UsageError, unknown
 from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_bytes, write_model
 from edge_sd.pipeline.latency import under_latency
@@ -97,7 +97,7 @@ class Quantizing:
         request.recipe.check(self.parent.header.model)
         budget = search.parse_budget(request.budget) if request.budget else None
         if request.engine not in ENGINES:
-            raise UsageError(f"unknown engine {request.engine!r}", f"one of {', '.join(ENGINES)}")
+            raise unknown("engine", request.engine, ENGINES)
         if request.export.targets:
             find_targets(request.export.targets)
         self._refuse_other()

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from adbd import Phone
 from adbd.server import private_server
+from edge_sd.api._bench import measured_floors
 from edge_sd.bundle import open_bundle
-from edge_sd.cli._console import progress, say
-from edge_sd.cli.bench import floors_of, print_results
+from edge_sd.cli._console import TERMINAL, progress, say
+from edge_sd.cli.bench import print_results
 from edge_sd.devices import BenchResult, Job
 from edge_sd.devices._compare import compare
 from edge_sd.devices._pool import Task, run_tasks
@@ -66,7 +67,7 @@ def table(path: Path, output: Path) -> None:
         with progress("devices") as update:
             for number, task in enumerate(tasks):
                 update(number, len(tasks), task.title)
-                _, failures = run_tasks([task], bundle, floors=floors_of(bundle, [task]), on_result=on_result)
+                _, failures = run_tasks([task], bundle, floors=measured_floors(bundle, [task], TERMINAL), on_result=on_result)
                 for failure in failures:
                     say(f"{failure.task.title}: {failure.error}")
         print_results(results)

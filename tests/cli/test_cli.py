@@ -205,19 +205,19 @@ def test_bench_prints_its_figures(bundle: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["presets", "solvers", "targets", "runtimes", "devices"])
 def test_lists_are_clean_json(kind: str) -> None:
-    done = call("list", kind, "--json")
+    done = call("list", kind, "--format", "json")
     assert (done.code, done.err) == (0, "")
     assert all(row[kind.removesuffix("s")] for row in json.loads(done.out))
 
 
 def test_lists_for_people_hold_the_same_names() -> None:
-    names = [row["solver"] for row in json.loads(call("list", "solvers", "--json").out)]
+    names = [row["solver"] for row in json.loads(call("list", "solvers", "--format", "json").out)]
     table = call("list", "solvers").out
     assert all(name in table for name in names)
 
 
 def test_parity_is_clean_json_even_where_it_fails(bundle: Path) -> None:
-    done = call("parity", bundle, "--runtime", "onnxruntime", "--runtime", "torch", "--gate", 300, "--json")
+    done = call("parity", bundle, "--runtime", "onnxruntime", "--runtime", "torch", "--gate", 300, "--format", "json")
     assert done.failed_with(3, "onnxruntime: INCONCLUSIVE", "torch: INCONCLUSIVE")
     results = json.loads(done.out)
     assert [result["runtime"] for result in results] == ["onnxruntime", "torch"]
@@ -225,7 +225,9 @@ def test_parity_is_clean_json_even_where_it_fails(bundle: Path) -> None:
 
 
 def test_bench_is_clean_json_and_the_same_on_disk(bundle: Path, tmp_path: Path) -> None:
-    done = call("bench", bundle, "--threads", 1, "--warmup", 1, "--iterations", 3, "--json", "-o", tmp_path / "bench.json")
+    done = call(
+        "bench", bundle, "--threads", 1, "--warmup", 1, "--iterations", 3, "--format", "json", "-o", tmp_path / "bench.json"
+    )
     assert done.code == 0
     (result,) = json.loads(done.out)
     assert len(result["measurement"]["samples_ms"]) == 3
@@ -262,7 +264,7 @@ def test_saved_results_are_compared(bundle: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         quick = ("--threads", 1, "--warmup", 1, "--iterations", 5, "--no-prove")
         assert call("bench", bundle, "--runtime", "onnxruntime", *quick, "-o", tmp_path / f"{name}.json").code == 0
-    done = call("compare", tmp_path / "a.json", tmp_path / "b.json", "--json")
+    done = call("compare", tmp_path / "a.json", tmp_path / "b.json", "--format", "json")
     assert done.code == 0
     assert json.loads(done.out)["interleaved"] is False
     result = read_model(BenchResult, tmp_path / "b.json")
@@ -273,7 +275,7 @@ def test_saved_results_are_compared(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_doctor_is_clean_json(tmp_path: Path) -> None:
-    done = call_outside(tmp_path, "doctor", "--json")
+    done = call_outside(tmp_path, "doctor", "--format", "json")
     assert (done.code, done.err) == (0, "")
     findings = {finding["subject"]: finding["state"] for finding in json.loads(done.out)}
     assert {"python", "cores", "memory", "torch", "runtime torch", "runtime onnxruntime", "runtime executorch"} <= findings.keys()

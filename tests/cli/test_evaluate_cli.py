@@ -85,13 +85,13 @@ def test_a_checkpoint_gets_a_table_a_record_a_picture_and_its_samples(work: Path
     with Image.open(kept[1]) as picture:
         assert picture.width > 1000
     assert load_samples(kept[2])[0].shape == (N, 3, 16, 16)
-    again = evaluate(kept[2], *DATA, *MEASURED, "--json")
+    again = evaluate(kept[2], *DATA, *MEASURED, "--format", "json")
     found = Evaluation.model_validate_json(again.out)
     assert (found.figures, found.origin) == (result.figures, result.origin)
 
 
 def test_a_bundle_in_any_runtime_draws_what_its_checkpoint_draws() -> None:
-    common = (*DATA, *MEASURED, "--json", "--batch-size", 6)
+    common = (*DATA, *MEASURED, "--format", "json", "--batch-size", 6)
     found = [
         Evaluation.model_validate_json(evaluate(*arguments, *common).out)
         for arguments in (
@@ -112,12 +112,12 @@ def test_a_bundle_in_any_runtime_draws_what_its_checkpoint_draws() -> None:
 
 
 def test_a_folder_of_images_is_measured_at_its_size() -> None:
-    done = evaluate("photos", *DATA, "--features", "none", "--json")
+    done = evaluate("photos", *DATA, "--features", "none", "--format", "json")
     result = Evaluation.model_validate_json(done.out)
     assert (result.origin.kind, result.origin.name, result.size) == ("folder", "photos", 16)
     assert result.origin.solver == ""
     assert all(figure.features is None for figure in result.figures)
-    smaller = evaluate("photos", *DATA, "--features", "none", "--size", 8, "--resize", "--json")
+    smaller = evaluate("photos", *DATA, "--features", "none", "--size", 8, "--resize", "--format", "json")
     assert Evaluation.model_validate_json(smaller.out).size == 8
 
 
@@ -126,7 +126,7 @@ def test_the_size_is_that_of_the_images_which_are_read(work: Path, tmp_path: Pat
     shutil.copytree(work / "photos", folder)
     Image.new("RGB", (40, 40)).save(folder / "0thumb.gif")
     Image.new("RGB", (40, 40)).save(folder / ".0.png")
-    done = evaluate(folder, *DATA, "--features", "none", "--json")
+    done = evaluate(folder, *DATA, "--features", "none", "--format", "json")
     assert done.code == 0, done
     assert Evaluation.model_validate_json(done.out).size == 16
 
@@ -137,7 +137,7 @@ def test_shards_do_not_say_how_large_their_images_are(tmp_path: Path) -> None:
 
 
 def test_no_more_is_read_than_the_limit() -> None:
-    done = evaluate("photos", "--data", "photos", "--limit", N, "-n", N, "--features", "none", "--json")
+    done = evaluate("photos", "--data", "photos", "--limit", N, "-n", N, "--features", "none", "--format", "json")
     assert Evaluation.model_validate_json(done.out).real.available == N
     assert (
         "data holds 12 images, not 13"
@@ -146,7 +146,7 @@ def test_no_more_is_read_than_the_limit() -> None:
 
 
 def test_the_same_images_on_both_sides_are_no_distance_apart() -> None:
-    done = evaluate("photos", "--data", "photos", "-n", 20, "--features", "none", "--json")
+    done = evaluate("photos", "--data", "photos", "-n", 20, "--features", "none", "--format", "json")
     assert {figure["value"] for figure in json.loads(done.out)["figures"]} == {0.0}
 
 

@@ -61,7 +61,7 @@ def test_a_dry_run_writes_nothing_and_lists_every_target(checkpoint: Path, tmp_p
 
 
 def test_a_dry_run_as_json(checkpoint: Path, tmp_path: Path) -> None:
-    done = call("export", checkpoint, "--target", "onnx", "--dry-run", "--json", "-o", tmp_path / "x.edgesd")
+    done = call("export", checkpoint, "--target", "onnx", "--dry-run", "--format", "json", "-o", tmp_path / "x.edgesd")
     assert (done.code, done.err) == (0, "")
     (check,) = json.loads(done.out)
     assert (check["target"], check["programs"], check["problems"]) == ("onnx", ["denoiser", "temporal"], [])
@@ -196,7 +196,7 @@ def test_inspect_names_every_program(labelled: Path) -> None:
 
 
 def test_inspect_as_json_is_the_manifest(labelled: Path) -> None:
-    done = call("inspect", labelled, "--json")
+    done = call("inspect", labelled, "--format", "json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out) == json.loads((labelled / "manifest.json").read_text())
 

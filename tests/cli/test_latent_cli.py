@@ -194,7 +194,7 @@ def test_the_decoder_is_a_program_of_every_target(bundle: Bundle) -> None:
 @pytest.mark.usefixtures("smallest")
 def test_every_runtime_is_at_par_the_decoder_too(name: str, runtimes: tuple[str, ...], work: Path) -> None:
     names = [part for runtime in runtimes for part in ("--runtime", runtime)]
-    results = json.loads(succeeded("parity", work / f"{name}.edgesd", *names, "--json").out)
+    results = json.loads(succeeded("parity", work / f"{name}.edgesd", *names, "--format", "json").out)
     assert [result["runtime"] for result in results] == list(runtimes)
     for result in results:
         assert {step["forced"]["outcome"] for step in result["steps"]} == {"passed"}
@@ -247,7 +247,7 @@ def test_inspect_tells_what_a_file_of_weights_is(work: Path, autoencoder: Path, 
 def test_inspect_takes_a_shipped_models_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHIPPED, "emoji64", checkpoint)
     header = load_checkpoint(checkpoint).header
-    assert json.loads(succeeded("inspect", "emoji64", "--json").out)["digest"] == header.digest
+    assert json.loads(succeeded("inspect", "emoji64", "--format", "json").out)["digest"] == header.digest
 
 
 def test_inspect_of_weights_as_json_is_their_header(autoencoder: Path, checkpoint: Path) -> None:
@@ -256,7 +256,7 @@ def test_inspect_of_weights_as_json_is_their_header(autoencoder: Path, checkpoin
         (checkpoint, load_checkpoint(checkpoint).header.digest),
         (checkpoint.with_name("decoder.safetensors"), load_decoder(checkpoint.with_name("decoder.safetensors")).header.digest),
     ):
-        assert json.loads(succeeded("inspect", path, "--json").out)["digest"] == digest
+        assert json.loads(succeeded("inspect", path, "--format", "json").out)["digest"] == digest
 
 
 def test_inspect_of_a_file_that_is_damaged_or_of_another_kind(autoencoder: Path, work: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_all_runtimes_from_one_command_in_one_table(every: Path, tmp_path: Path)
 
 
 def test_left_to_itself_it_takes_all_that_run_here_and_emulates_nothing(every: Path) -> None:
-    results = json.loads(call("parity", every, "--json").out)
+    results = json.loads(call("parity", every, "--format", "json").out)
     assert tuple(result["runtime"] for result in results) == tuple(name for name in RUNTIMES if "aarch64" not in name)
 
 
@@ -164,7 +164,7 @@ def test_a_fault_is_located_by_name(copied: Path) -> None:
 
 
 def test_selftest_checks_measures_and_runtimes() -> None:
-    done = call("selftest", "--json")
+    done = call("selftest", "--format", "json")
     assert done.code == 0, done.err
     checks = {check["what"]: check for check in json.loads(done.out)}
     for shape in ("(7,)", "(3, 8, 8)", "(1, 4, 16, 16)", "(2, 3, 5, 7)"):
@@ -187,7 +187,7 @@ def test_options_of_coreml_s_precision_reach_the_gate(tiny_checkpoint: Checkpoin
         path = tmp_path / f"{precision}.edgesd"
         options = TargetOptions(coreml_precision=precision)  # type: ignore[arg-type]
         export_bundle(tiny_checkpoint, path, ExportRequest(("coreml",), options, steps=2, goldens=1))
-        (result,) = json.loads(call("parity", path, "--runtime", "coreml-reference", "--json").out)
+        (result,) = json.loads(call("parity", path, "--runtime", "coreml-reference", "--format", "json").out)
         assert result["precision"] == precision
         floors[precision] = result["steps"][0]["forced"]["floor_db"]
     assert floors["fp16"] < 90 < floors["fp32"]

@@ -70,7 +70,7 @@ def test_a_plan_is_made_by_name_for_a_checkpoint_and_for_a_bundle(checkpoint: Pa
     succeeded("export", checkpoint, "--target", "onnx", "--plan", tmp_path / "made.safetensors", "--goldens", 1, "-o", bundle)
     assert_same(made(tmp_path / "bundle", "--for", bundle, *choices), expected)
     assert_same(open_bundle(bundle).plan.bare(), expected)
-    shown = json.loads(succeeded("plan", "show", bundle, "--json").out)
+    shown = json.loads(succeeded("plan", "show", bundle, "--format", "json").out)
     assert [row["timestep"] for row in shown["rows"]] == expected.timestep.tolist()
 
 
@@ -166,7 +166,7 @@ def test_a_plan_is_printed_and_drawn(tmp_path: Path) -> None:
 def test_a_plan_as_json(tmp_path: Path) -> None:
     plan = compile_plan(COSINE, 3, solver="ddim", prediction="v")
     plan.save(tmp_path / "plan.safetensors")
-    found = json.loads(succeeded("plan", "show", tmp_path / "plan.safetensors", "--json").out)
+    found = json.loads(succeeded("plan", "show", tmp_path / "plan.safetensors", "--format", "json").out)
     assert found["header"]["solver"] == "ddim"
     assert found["start"] == 1
     for row, values in enumerate(found["rows"]):
@@ -185,7 +185,7 @@ def test_what_is_no_plan_is_not_shown(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_tuned_times_are_the_plan_s_and_for_one_model(checkpoint: Path, other: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.safetensors"
-    done = succeeded("plan", "tune", checkpoint, "--solver", "ddim", *TUNE, "--json", "-o", out)
+    done = succeeded("plan", "tune", checkpoint, "--solver", "ddim", *TUNE, "--format", "json", "-o", out)
     plan, found = load_plan(out), json.loads(done.out)
     assert found["after"] <= found["before"]
     assert [row["tuned"] for row in found["rows"]] == plan.timestep.tolist()
@@ -247,7 +247,20 @@ def test_a_plan_s_file_draws_what_its_options_draw(checkpoint: Path, tmp_path: P
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert np.abs(pictures[0] - pictures[2]).max() <= 1
     done = succeeded(
-        "evaluate", checkpoint, "--plan", plan, "--features", "none", "-n", 4, "--count", 4, "--kid-subset-size", 2, "--json"
+        "evaluate",
+        checkpoint,
+        "--plan",
+        plan,
+        "--features",
+        "none",
+        "-n",
+        4,
+        "--count",
+        4,
+        "--kid-subset-size",
+        2,
+        "--format",
+        "json",
     )
     origin = json.loads(done.out)["origin"]
     assert (origin["solver"], origin["nfe"]) == ("unipc", 3)

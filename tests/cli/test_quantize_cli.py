@@ -268,6 +268,6 @@ def test_activations_that_are_not_finite_are_named(make_model: MakeModel, tmp_pa
 
 
 def test_it_prints_json(checkpoint: Path, quantized: Path) -> None:
-    done = call("quantize", checkpoint, "--bits", 4, "--groups", 2, *QUICK, "-o", quantized, "--json")
+    done = call("quantize", checkpoint, "--bits", 4, "--groups", 2, *QUICK, "-o", quantized, "--format", "json")
     assert json.loads(done.out)["kind"] == "quantization"
     assert np.isfinite(json.loads(done.out)["quality"]["final_psnr_db"])

@@ -80,7 +80,7 @@ def test_a_search_leaves_a_plan_a_schedule_a_record_and_a_picture(work: Path) ->
     drawn = call("sample", "model.safetensors", "--plan", folder / "plan.safetensors", "-n", 1, "-o", work / "drawn.png")
     assert drawn.code == 0, drawn
     before = (folder / "schedule.json").read_bytes()
-    done = search("model.safetensors", "--steps", 4, "-o", "plans", *SMALL, "--json")
+    done = search("model.safetensors", "--steps", 4, "-o", "plans", *SMALL, "--format", "json")
     assert json.loads(done.out)["evaluations"] == TRIALS
     assert (folder / "schedule.json").read_bytes() == before
 
@@ -148,7 +148,7 @@ def test_a_class_is_drawn_where_the_model_knows_any(
     header = tiny_checkpoint.header
     Checkpoint.of(make_model(num_classes=3), header.noise_schedule, "v", header.provenance).save(tmp_path / "classes.safetensors")
     small = (*SMALL[:-4], "--evaluations", 1, "--processes", 1)
-    done = search(tmp_path / "classes.safetensors", "--steps", 1, "-o", tmp_path / "all", *small, "--json")
+    done = search(tmp_path / "classes.safetensors", "--steps", 1, "-o", tmp_path / "all", *small, "--format", "json")
     assert json.loads(done.out)["settings"]["labels"] == "3 classes in turn"
     refused = search(tmp_path / "classes.safetensors", "--steps", 1, "-o", tmp_path / "one", *small, "--label", 3)
     assert refused.failed_with(2, "one of 3 classes, not 3")

@@ -171,7 +171,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_board_each_verb_says_how_to_make_one(empty: Path) -> None:
     assert call("emulator", "start").failed_with(4, "no emulated board yet", "edge-sd emulator create")
-    assert json.loads(call("emulator", "status", "--json").out)["created"] is False
+    assert json.loads(call("emulator", "status", "--format", "json").out)["created"] is False
     assert "edge-sd emulator create" in Emulator().available().detail
     with pytest.raises(DeviceError, match="no emulated board yet"):
         Emulator().open("")
@@ -234,7 +234,7 @@ def test_what_a_killed_making_left_is_cleared_away(empty: Path) -> None:
 def test_a_board_runs_on_its_own_and_heals_when_it_is_started_again(home: Path, cache: Path, tmp_path: Path) -> None:
     started = call("emulator", "start", "--memory", "512", "--cores", "1")
     assert started.code == 0, started.err
-    status = json.loads(call("emulator", "status", "--json").out)
+    status = json.loads(call("emulator", "status", "--format", "json").out)
     assert (status["running"], status["memory_mib"], status["cores"]) == (True, 512, 1)
     assert call("emulator", "start").failed_with(2, f"runs already, process {status['process']}", "edge-sd emulator stop")
     assert call("emulator", "remove").failed_with(2, "the board runs")
@@ -257,7 +257,7 @@ def test_a_board_runs_on_its_own_and_heals_when_it_is_started_again(home: Path, 
 
     psutil.Process(status["process"]).kill()  # a board that crashes
     assert gone(cache)
-    assert json.loads(call("emulator", "status", "--json").out)["running"] is False
+    assert json.loads(call("emulator", "status", "--format", "json").out)["running"] is False
     assert call("emulator", "start").code == 0
     running = emulation.find_running()
     assert running is not None

@@ -6,7 +6,7 @@ from edge_sd.diffusion.plan import Plan, Prediction
 from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import Levels, Solver, analytic_start, tabulated
 from edge_sd.diffusion.spacing import check_steps
-from edge_sd.errors import UsageError
+from edge_sd.errors import UsageError, unknown
 from edge_sd.registry import implementations
 
 
@@ -45,7 +45,7 @@ def compile_plan(
     """
     known = solvers()
     if solver not in known:
-        raise UsageError(f"unknown solver {solver!r}", f"one of {', '.join(sorted(known))}")
+        raise unknown("solver", solver, sorted(known))
     if not 0 <= eta <= 1:
         raise UsageError(f"eta {eta} is not in [0, 1]", "--eta 0 for none, --eta 1 for as much as DDPM")
     check_steps(steps, schedule.timesteps)

@@ -18,7 +18,7 @@ from edge_sd.diffusion.schedule import NoiseSchedule
 from edge_sd.diffusion.solvers._base import Levels, Row, Solver
 from edge_sd.diffusion.solvers.ddim import DDIM
 from edge_sd.diffusion.spacing import check_steps, timesteps
-from edge_sd.errors import UsageError
+from edge_sd.errors import unknown
 
 _SPACINGS = ("linear", "quadratic")
 
@@ -28,7 +28,7 @@ class _FastDPM(Solver):
 
     def visits(self, schedule: NoiseSchedule, steps: int, spacing: str) -> tuple[Float64, Float64]:
         if spacing not in _SPACINGS:
-            raise UsageError(f"unknown spacing {spacing!r} of {self.name}", f"one of {', '.join(_SPACINGS)}")
+            raise unknown(f"spacing of {self.name}", spacing, _SPACINGS)
         check_steps(steps, schedule.timesteps)
         return self._approximate(schedule, steps, spacing)
 

@@ -1,6 +1,6 @@
 """What a plan is good for, as one number with its error; lower is better. A new objective is a new file in this folder."""
 
-from edge_sd.errors import UsageError
+from edge_sd.errors import unknown
 from edge_sd.registry import classes
 from edge_sd.search.objectives._base import Objective as Objective
 from edge_sd.search.objectives._base import Score as Score
@@ -19,5 +19,5 @@ def find_objective(name: str) -> type[Objective]:
     """
     known = objectives()
     if name not in known:
-        raise UsageError(f"unknown objective {name!r}", f"one of {', '.join(sorted(known))}")
+        raise unknown("objective", name, sorted(known))
     return known[name]
