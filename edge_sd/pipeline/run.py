@@ -9,25 +9,26 @@ import yaml
 from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import grid, rgb, save_png
-from edge_sd.devices import BenchResult, Job, bench
+from edge_sd.devices import Job, bench
 from edge_sd.devices.host import describe_host
 from edge_sd.diffusion import NoiseSchedule, compile_plan, solvers
-from edge_sd.errors import ParityError, UsageError
+from edge_sd.errors import ParityError, UsageError, unknown
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.export import ExportRequest, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_bytes, write_model, write_tensors, write_text
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
-from edge_sd.report.assemble import SampleHeader, assemble
+from edge_sd.report.assemble import assemble
+from edge_sd.report.data import SampleHeader
 from edge_sd.report.parity import difference_sheet
-from edge_sd.report.render import write_report
+from edge_sd.report.render import HTML, pictures_folder, write_report
 from edge_sd.runtimes import find_runtime, open_sampler, runtimes, sample_bundle
 from edge_sd.runtimes.floor import Floor, noise_floor
 from edge_sd.runtimes.parity import ParityResult, check_parity, precision_of
 from edge_sd.sampling import decode, sample_model
 from edge_sd.training import distill
-from edge_sd.training.loop import CHECKPOINT, METRICS
+from edge_sd.training.loop import CHECKPOINT
 
 CONFIG = "run.yaml"
 
@@ -76,8 +77,8 @@ class Run:
         self._export()
         self._sample()
         parity = self._parity()
-        bench = self._bench()
-        self._report(parity, bench)
+        self._bench()
+        self._report()
         failed = [result.verdict for result in parity if not result.passed]
         if failed:
             raise ParityError("; ".join(failed), f"{self.out / 'report.html'} shows where")
@@ -103,7 +104,7 @@ class Run:
                 )
         solver = solvers().get(config.sample.solver)
         if solver is None:
-            raise UsageError(f"unknown solver {config.sample.solver!r}", f"one of {', '.join(solvers())}")
+            raise unknown("solver", config.sample.solver, solvers())
         solver.visits(NoiseSchedule(), config.sample.steps, config.sample.spacing or solver.default_spacing)
         self.learning.check()
         if config.student.config.num_classes is not None:
@@ -242,7 +243,7 @@ class Run:
             self.stages.run(f"parity-{name}", settings, inputs, outputs, lambda name=name, path=path: action(name, path))  # type: ignore[misc]
         return [read_model(ParityResult, path) for path in paths.values()]
 
-    def _bench(self) -> list[BenchResult]:
+    def _bench(self) -> None:
         section, host = self.config.bench, describe_host()
         paths = {name: self.out / "bench" / f"{name}.json" for name in section.runtimes}
         for name, path in paths.items():
@@ -261,23 +262,7 @@ class Run:
                 [path],
                 lambda job=job, path=path: write_model(path, bench("host", open_bundle(self.bundle_path), job)),  # type: ignore[misc]
             )
-        return [read_model(BenchResult, path) for path in paths.values()]
 
-    def _report(self, parity: list[ParityResult], bench: list[BenchResult]) -> None:
-        report = assemble(
-            self.config.name,
-            self.config.model_dump(mode="json"),
-            {"teacher": self.teacher_path, "student": self.student_path},
-            {
-                role: (path if path.is_dir() else path.parent) / METRICS
-                for role, path in (("teacher", self.teacher_path), ("student", self.student_path))
-            },
-            self.bundle_path,
-            self.sample_paths(),
-            self.out / "samples" / "gates.safetensors",
-            parity,
-            {result.runtime: self.out / "parity" / f"{result.runtime}.png" for result in parity},
-            bench,
-            self.stages.seconds,
-        )
-        write_report(report, self.out)
+    def _report(self) -> None:
+        page = self.out / HTML
+        write_report(*assemble([self.out], pictures_folder(page)), page)

@@ -13,8 +13,7 @@ from edge_sd.evaluation.record import Evaluation
 from edge_sd.evaluation.recovery import Recovery
 from edge_sd.files import write_bytes, write_model, write_text
 from edge_sd.models.wavelets import SUBBANDS
-from edge_sd.report.figures import _subplots
-from edge_sd.report.page import png
+from edge_sd.report.page import png, subplots
 from edge_sd.validation import Record
 
 JSON, MARKDOWN = "ablation.json", "ablation.md"
@@ -184,7 +183,7 @@ def write_ablation(report: AblationReport, pictures: Mapping[str, bytes], out: P
 def ablation_figure(report: AblationReport) -> bytes:
     """Each variant's seeds, mean and interval, one panel a figure."""
     names = headline(report)[:6]
-    figure, axes = _subplots(len(names), 3.4)
+    figure, axes = subplots(len(names), 3.4)
     for ax, name in zip(axes, names, strict=True):
         for place, row in enumerate(report.rows):
             summary, colour = row.figures[name], _COLOURS.get(row.variant, "#2ca02c")

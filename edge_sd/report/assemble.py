@@ -1,106 +1,115 @@
-"""From the files of a run to one report."""
+"""From paths to one report: each a subject, and what only several of them have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-
-from edge_sd.bundle import open_bundle
+from edge_sd.bundle import Bundle
 from edge_sd.checkpoint import versions
-from edge_sd.devices import BenchResult
-from edge_sd.evaluation import psnr_db, radial_spectrum, spectral_slope, spectrum_gap_db
-from edge_sd.files import read_tensors
-from edge_sd.foreign import open_model
-from edge_sd.models.count import count
-from edge_sd.report.data import Curve, Gates, ModelRow, RunReport, Spectrum
-from edge_sd.runtimes.parity import ParityResult
-from edge_sd.training.state import read_metrics
-from edge_sd.validation import Record
-
-_CURVE_POINTS = 200
+from edge_sd.errors import UsageError
+from edge_sd.report.data import Gallery, Report, Subject
+from edge_sd.report.pictures import Files, Images, gallery
+from edge_sd.report.subjects import find_subject, golden_images
+from edge_sd.runtimes import find_runtime, open_sampler, sample_bundle
 
 
-class SampleHeader(Record):
-    """The metadata of a file of samples, or of gates."""
+@dataclass(frozen=True)
+class Choice:
+    """What is wanted beside the paths.
 
-    schema_version: Literal[1] = 1
-    kind: Literal["samples"] = "samples"
-    role: str
-    seed: int
-    runtime: str
+    Attributes:
+        results: files and folders with results that do not lie beside the bundles.
+        chosen: name of the subject to mark among several; the last if left out.
+        draw: pictures of each subject that are drawn anew, in `runtime`; 0 shows the golden trajectories.
+    """
+
+    results: tuple[Path, ...] = ()
+    chosen: str = ""
+    draw: int = 0
+    runtime: str = "onnxruntime"
 
 
-def assemble(
-    name: str,
-    config: dict[str, Any],
-    checkpoints: Mapping[str, Path],
-    metrics: Mapping[str, Path],
-    bundle_path: Path,
-    sample_paths: Mapping[str, Path],
-    gates_path: Path,
-    parity: Sequence[ParityResult],
-    parity_pictures: Mapping[str, Path],
-    bench: Sequence[BenchResult],
-    seconds: Mapping[str, float],
-) -> RunReport:
-    """Read what the stages wrote."""
-    samples = {role: read_tensors(SampleHeader, path)[1]["samples"] for role, path in sample_paths.items()}
-    bundle = open_bundle(bundle_path)
-    return RunReport(
-        name=name,
-        config=config,
+def assemble(paths: Sequence[Path], folder: str, choice: Choice | None = None) -> tuple[Report, Files]:
+    """Read runs and bundles with the results beside them.
+
+    Args:
+        folder: of the pictures, relative to the report's JSON.
+
+    Returns:
+        The report, and PNG bytes of its pictures by their names in it.
+
+    Raises:
+        UsageError: a path is neither, two are the same, or `chosen` is none of them.
+        EdgeSDError: what is there is damaged.
+    """
+    choice = choice or Choice()
+    found = [
+        find_subject(path, folder, f"{place}-" if len(paths) > 1 else "", choice.results) for place, path in enumerate(paths)
+    ]
+    names = _names([each.subject.name for each in found], [each.bundle.path for each in found])
+    subjects = [each.subject.model_copy(update={"name": name}) for each, name in zip(found, names, strict=True)]
+    files = {file: png for each in found for file, png in each.files.items()}
+    digests = {subject.bundle.digest for subject in subjects}
+    if len(digests) < len(subjects):
+        raise UsageError("the same bundle was given twice", "each run or bundle once")
+    if choice.chosen and choice.chosen not in names:
+        raise UsageError(f"--chosen {choice.chosen} is none of them", f"one of {', '.join(names)}")
+    shown: Gallery | None = None
+    if len(subjects) > 1:
+        shown, drawn = _side_by_side([each.bundle for each in found], names, folder, choice)
+        # The pictures of single subjects would show the same once more, but for those of a run.
+        subjects = [_without_goldens(subject, files) for subject in subjects]
+        files |= drawn
+    records = [each.records for each in found]
+    interleaved = {one.model_dump_json(): one for each in records for one in each.comparisons}
+    left_out = dict.fromkeys(line for each in records for line in each.left_out)
+    report = Report(
+        name=" and ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} others",
         versions=versions(),
-        models=[_model_row(role, path) for role, path in checkpoints.items()],
-        curves={role: _curve(path) for role, path in metrics.items() if path.exists()},
-        samples={role: f"{path.parent.name}/{path.stem}.png" for role, path in sample_paths.items()},
-        sample_count=len(samples["student"]),
-        spectra=[_spectrum(role, values, samples["real"]) for role, values in samples.items()],
-        timesteps=bundle.plan.timestep.tolist(),
-        gates=[Gates(name=gate, values=values.tolist()) for gate, values in read_tensors(SampleHeader, gates_path)[1].items()],
-        exported_psnr_db=psnr_db(samples["student"], samples["exported"]),
-        bundle=bundle_path.name,
-        bundle_bytes={file: entry.bytes for file, entry in bundle.manifest.files.items()},
-        parity=list(parity),
-        parity_pictures={name: f"{path.parent.name}/{path.name}" for name, path in parity_pictures.items()},
-        bench=list(bench),
-        seconds=dict(seconds),
+        subjects=subjects,
+        gallery=shown,
+        comparisons=[one for one in interleaved.values() if {one.a.bundle_digest, one.b.bundle_digest} <= digests],
+        chosen=(choice.chosen or names[-1]) if len(names) > 1 else "",
+        left_out=list(left_out),
     )
+    return report, files
 
 
-def _model_row(role: str, path: Path) -> ModelRow:
-    header = open_model(path).checkpoint.header
-    found = count(header.model)
-    return ModelRow(
-        role=role,
-        parameters=found.parameters,
-        macs=found.macs,
-        macs_with_attention=found.macs + found.attention_macs,
-        gating=header.model.gating,
-        trained_steps=header.provenance.steps,
-        images_seen=header.provenance.images_seen,
-        data=header.provenance.data,
-        weights_digest=header.digest,
-    )
+def _names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Names that differ: with the folder before them where they do not."""
+    twice = {name for name in names if names.count(name) > 1}
+    longer = [f"{path.resolve().parent.name}/{name}" if name in twice else name for name, path in zip(names, paths, strict=True)]
+    return [name if longer.count(name) == 1 else f"{name} ({place + 1})" for place, name in enumerate(longer)]
 
 
-def _curve(path: Path) -> Curve:
-    """Average the log over at most `_CURVE_POINTS` stretches."""
-    records = read_metrics(path)
-    terms = [key for key in records[0] if key not in ("step", "gradient_norm", "learning_rate", "images_per_s", "wait_share")]
-    stretches = np.array_split(np.arange(len(records)), min(_CURVE_POINTS, len(records)))
-    return Curve(
-        steps=[int(records[stretch[-1]]["step"]) for stretch in stretches],
-        terms={term: [float(np.mean([records[i][term] for i in stretch])) for stretch in stretches] for term in terms},
-    )
+def _without_goldens(subject: Subject, files: Files) -> Subject:
+    if subject.source == "run" or subject.gallery is None:
+        return subject
+    for drawn in subject.gallery.drawn:
+        for file in (drawn.images, drawn.difference, drawn.log_spectrum):
+            files.pop(file or "", None)
+    return subject.model_copy(update={"gallery": None})
 
 
-def _spectrum(role: str, samples: np.ndarray, real: np.ndarray) -> Spectrum:
-    frequencies, power = radial_spectrum(np.clip(samples, -1, 1))
-    return Spectrum(
-        role=role,
-        frequencies=frequencies.tolist(),
-        power=power.tolist(),
-        slope=spectral_slope(frequencies, power),
-        gap_db=spectrum_gap_db(real, np.clip(samples, -1, 1)),
-    )
+def _side_by_side(bundles: Sequence[Bundle], names: Sequence[str], folder: str, choice: Choice) -> tuple[Gallery, Files]:
+    """Pictures of all bundles, those from the same noise compared with the first one's."""
+    first = bundles[0]
+    drawn = []
+    for place, (bundle, name) in enumerate(zip(bundles, names, strict=True)):
+        alike = bundle.manifest.sample_shape == first.manifest.sample_shape and bundle.plan.stochastic == first.plan.stochastic
+        if not choice.draw:
+            alike = alike and bundle.golden.header.seed == first.golden.header.seed
+            alike = alike and bundle.golden.header.labels == first.golden.header.labels
+        reference = names[0] if place and alike else ""
+        drawn.append(_drawn(bundle, name, reference, choice) if choice.draw else golden_images(bundle, name, reference))
+    return gallery(drawn, folder, "all-", same_noise=all(each.reference for each in drawn[1:]))
+
+
+def _drawn(bundle: Bundle, name: str, reference: str, choice: Choice) -> Images:
+    if bundle.manifest.labelled:
+        raise UsageError(
+            f"{name} knows classes, and pictures are drawn without one", "leave --draw out: its goldens have classes"
+        )
+    denoiser, decoder = open_sampler(find_runtime(choice.runtime), bundle)
+    values = sample_bundle(denoiser, bundle.plan, seed=0, count=choice.draw, decoder=decoder)
+    return Images(name, f"drawn in {choice.runtime}, seed 0", values, reference)

@@ -1,8 +1,7 @@
 """The picture of an evaluation: both spectra, the gap between them, and the distance in every wavelet band."""
 
 from edge_sd.evaluation.record import Evaluation
-from edge_sd.report.figures import _subplots
-from edge_sd.report.page import png
+from edge_sd.report.page import png, subplots
 
 _REAL, _GENERATED = "#222222", "#d62728"
 _BAND = "wavelet SWD "
@@ -10,7 +9,7 @@ _BAND = "wavelet SWD "
 
 def evaluation_figure(result: Evaluation) -> bytes:
     """Draw an evaluation as PNG; every panel says its n."""
-    figure, (spectra, gap, bands) = _subplots(3)
+    figure, (spectra, gap, bands) = subplots(3)
     curves = result.spectra
     spectra.plot(curves.frequencies, curves.real, color=_REAL, label="real")
     spectra.plot(curves.frequencies, curves.generated, color=_GENERATED, label=result.origin.name)

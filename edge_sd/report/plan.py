@@ -3,8 +3,7 @@
 import numpy as np
 
 from edge_sd.diffusion.plan import Plan
-from edge_sd.report.figures import _subplots
-from edge_sd.report.page import png
+from edge_sd.report.page import png, subplots
 from edge_sd.validation import Record
 
 _CURVE, _ROWS, _TUNED = "#222222", "#d62728", "#1f77b4"
@@ -56,7 +55,7 @@ def plan_rows(plan: Plan) -> list[PlanRow]:
 def plan_figure(plan: Plan) -> bytes:
     """Draw timesteps on the schedule's ᾱ, coefficients row by row, and which program is called; PNG."""
     header, rows = plan.header, np.arange(len(plan))
-    figure, (levels, coefficients, programs) = _subplots(3)
+    figure, (levels, coefficients, programs) = subplots(3)
     times = np.linspace(0, header.noise_schedule.timesteps - 1, 400)
     levels.plot(times, header.noise_schedule.alpha_bar(times), color=_CURVE, linewidth=1)
     at = plan.levels_at

@@ -1,77 +1,83 @@
-"""The page and the card, both from report.json and the pictures beside it."""
+"""The page and the Markdown, both from report.json and the pictures beside it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import read_model, write_bytes, write_model, write_text
-from edge_sd.report.data import RunReport
+from edge_sd.report import tables
+from edge_sd.report.data import Gallery, Report
 from edge_sd.report.figures import figures
+from edge_sd.report.front import points, where
 from edge_sd.report.page import data_url, template
 
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+# Of the figures, those that a pull request is about; the page has all.
+_IN_MARKDOWN = ("front", "spectrum", "parity", "latency", "memory", "quantization", "loss", "gates")
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Write report.json, report.html (self-contained) and report.md with its figures."""
+def pictures_folder(page: Path) -> str:
+    """Where a page's pictures lie, relative to it: report.html → report-figures."""
+    return f"{page.stem}-figures"
+
+
+def write_report(report: Report, pictures: Mapping[str, bytes], page: Path) -> None:
+    """Write NAME.html (self-contained), NAME.md, NAME.json, and their pictures in NAME-figures.
+
+    Args:
+        pictures: PNG bytes by their names in the report.
+        page: NAME.html.
+
+    Raises:
+        UsageError: the page's name does not end in .html.
+        EdgeSDError: it cannot be written.
+    """
+    if page.suffix != ".html":
+        raise UsageError(f"the report's name ends in .html, unlike {page.name}", f"-o {page.name}.html")
     drawn = figures(report)
-    for name, png in drawn.items():
-        write_bytes(folder / "figures" / f"{name}.png", png)
-    pictures = {role: _read_png(folder / path) for role, path in report.samples.items()}
-    context = {"report": report, "summary": summary(report)}
-    write_text(
-        folder / HTML,
-        template("report.html.j2").render(
-            **context,
-            figures={name: data_url(png) for name, png in drawn.items()},
-            samples={role: data_url(png) for role, png in pictures.items()},
-            differences={name: data_url(_read_png(folder / path)) for name, path in report.parity_pictures.items()},
-        ),
-    )
-    write_text(
-        folder / MARKDOWN,
-        template("report.md.j2").render(
-            **context, figures={name: f"figures/{name}.png" for name in drawn}, samples=report.samples
-        ),
-    )
-    write_model(folder / JSON, report)
+    shared = {"report": report, "summary": tables.summary(report), "tables": tables, "points": points(report), "where": where}
+    html = template("report.html.j2").render(**shared, panels=drawn, urls={name: data_url(png) for name, png in pictures.items()})
+    folder = pictures_folder(page)
+    shown = [panel for section, panels in drawn.items() if section.rpartition(".")[2] in _IN_MARKDOWN for panel in panels]
+    for panel in shown:
+        write_bytes(page.parent / folder / f"{panel.name}.png", panel.png())
+    for name, png in pictures.items():
+        write_bytes(page.parent / name, png)
+    markdown = template("report.md.j2").render(**shared, figures={f"{folder}/{panel.name}.png": panel.alt for panel in shown})
+    write_text(page, html)
+    write_text(page.with_suffix(".md"), markdown)
+    write_model(page.with_suffix(".json"), report)
 
 
-def render(folder: Path) -> RunReport:
-    """Render a run's report again from its report.json."""
-    report = read_model(RunReport, folder / JSON)
-    write_report(report, folder)
+def render(data: Path) -> Report:
+    """Render a report again from its JSON and the pictures beside it.
+
+    Raises:
+        EdgeSDError: it is damaged, of another version, or a picture has gone.
+    """
+    report = read_model(Report, data)
+    pictures = {name: _read_png(data.parent, name) for name in _picture_names(report)}
+    write_report(report, pictures, data.with_suffix(".html"))
     return report
 
 
-def summary(report: RunReport) -> list[str]:
-    """What came out, a sentence each."""
-    lines = []
-    rows = {row.role: row for row in report.models}
-    teacher, student = rows["teacher"], rows["student"]
-    lines.append(
-        f"The student has {student.parameters / 1e6:.2f} M parameters and {student.macs / 1e9:.3f} GMAC a call, "
-        f"{teacher.parameters / student.parameters:.1f}× and {teacher.macs / student.macs:.1f}× fewer than its teacher."
-    )
-    gaps = {spectrum.role: spectrum.gap_db for spectrum in report.spectra}
-    lines.append(
-        f"The student's spectrum is {gaps['student']:.2f} dB off the real images', the teacher's {gaps['teacher']:.2f} dB "
-        f"(mean over radii, {report.sample_count} samples each)."
-    )
-    lines += [f"Parity of {result.verdict}." for result in report.parity]
-    lines.append(f"The exported student's samples against the student's, same noise: PSNR {report.exported_psnr_db:.1f} dB.")
-    for result in report.bench:
-        if result.latency is None:
-            continue
-        p50, p90 = result.latency.p50_ms, result.latency.p90_ms
-        lines.append(
-            f"{result.job.runtime} on {result.device.processor}, {result.job.threads} threads: {p50:.2f} ms a step "
-            f"(p50; p90 {p90:.2f}), {p50 * result.steps:.0f} ms an image of {result.steps} steps."
-        )
-    return lines
+def _picture_names(report: Report) -> list[str]:
+    galleries = [one for one in (report.gallery, *(subject.gallery for subject in report.subjects)) if one is not None]
+    sheets = [sheet.file for subject in report.subjects for sheet in subject.sheets]
+    return [*(name for one in galleries for name in _of_gallery(one)), *sheets]
 
 
-def _read_png(path: Path) -> bytes:
+def _of_gallery(gallery: Gallery) -> list[str]:
+    return [name for drawn in gallery.drawn for name in (drawn.images, drawn.difference, drawn.log_spectrum) if name is not None]
+
+
+def _read_png(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise EdgeSDError(f"{name} lies outside of {folder}", "make the report again")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise EdgeSDError(f"cannot read {path}: {error.strerror}", "edge-sd run draws it again") from error
+        raise EdgeSDError(
+            f"cannot read {path}: {error.strerror}", "edge-sd report draws it again from the run or the bundle"
+        ) from error

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_sd.diffusion.unified import SolverSchedule
-from edge_sd.report.figures import _subplots
-from edge_sd.report.page import png
+from edge_sd.report.page import png, subplots
 from edge_sd.search.compare import FOUND, Comparison
 from edge_sd.search.record import SearchRecord, Trial
 
@@ -16,7 +15,7 @@ _COLOURS = {"ddim": "#7f7f7f", "dpmpp-2m": "#1f77b4", "dpmpp-3m": "#17becf", "un
 
 def search_picture(record: SearchRecord, trials: Sequence[Trial]) -> bytes:
     """Draw a search as PNG: trials in their order with the known solvers as levels; finalists on fresh noise; timesteps."""
-    figure, (course, ranking, times) = _subplots(3, 5.2)
+    figure, (course, ranking, times) = subplots(3, 5.2)
     values = np.array([trial.value for trial in trials])
     course.plot(values, ".", color=_TRIAL, markersize=3, label="a trial")
     course.plot(np.minimum.accumulate(values), color=_BEST, linewidth=1.5, label="best so far")
@@ -65,7 +64,7 @@ def _schedule(ax: object, schedule: SolverSchedule, colour: str, label: str) -> 
 
 def comparison_picture(comparison: Comparison) -> bytes:
     """Draw quality over function evaluations as PNG, a line for each solver with its errors."""
-    figure, (ax,) = _subplots(1, 7.0)
+    figure, (ax,) = subplots(1, 7.0)
     for solver in dict.fromkeys(row.solver for row in comparison.rows):
         rows = sorted((row for row in comparison.rows if row.solver == solver), key=lambda row: row.steps)
         found = solver == FOUND

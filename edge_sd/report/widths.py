@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from edge_sd.report.figures import _subplots
-from edge_sd.report.page import png
+from edge_sd.report.page import png, subplots
 from edge_sd.search.stepwise import SURE, WidthsRecord
 
 _TRIAL, _POINT, _CHOSEN, _FULL = "#9ecae1", "#1f77b4", "#d62728", "#555555"
@@ -11,7 +10,7 @@ _TRIAL, _POINT, _CHOSEN, _FULL = "#9ecae1", "#1f77b4", "#d62728", "#555555"
 
 def widths_picture(record: WidthsRecord) -> bytes:
     """Draw it as PNG: trials and finalists over multiply-accumulates; the time they take; the widths of the chosen plan."""
-    figure, (quality, time, steps) = _subplots(3, 5.2)
+    figure, (quality, time, steps) = subplots(3, 5.2)
     shares, values = np.array(record.trials).T
     full = record.finalists[-1]
     quality.plot(100 * shares, values, ".", color=_TRIAL, markersize=4, label="a trial, on the search's noise")

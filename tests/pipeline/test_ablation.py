@@ -257,8 +257,8 @@ def test_a_run_with_an_autoencoder_ends_in_a_bundle_that_draws_images(tmp_path: 
     )
     results = Run(config, tmp_path / "out").walk()
     assert all(result.passed for result in results)
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert {spectrum["role"] for spectrum in report["spectra"]} == {"real", "teacher", "student", "exported"}
+    (report,) = json.loads((tmp_path / "out" / "report.json").read_text())["subjects"]
+    assert {spectrum["role"] for spectrum in report["gallery"]["spectra"]} == {"real", "teacher", "student", "exported"}
     assert report["exported_psnr_db"] > 60
     contracts = open_bundle(tmp_path / "out" / "latent.edgesd").manifest.contracts
     assert {contract.program for contract in contracts} == {"denoiser", "decoder"}

@@ -22,7 +22,7 @@ from edge_sd.errors import EdgeSDError, ParityError, UsageError
 from edge_sd.files import read_model
 from edge_sd.pipeline.config import BUILT_IN, RunConfig, load_config
 from edge_sd.pipeline.run import Run
-from edge_sd.report.data import RunReport
+from edge_sd.report.data import Report
 from edge_sd.report.render import render
 
 Walk = Callable[..., dict[str, str]]
@@ -35,7 +35,11 @@ READERS = {
     "student": {"export", "samples", "parity-onnxruntime", "parity-torch", "bench-onnxruntime"},
     "export": {"samples", "parity-onnxruntime", "parity-torch", "bench-onnxruntime"},
 }
-FIGURES = {"loss", "spectrum", "gates", "parity", "bands", "latency"}
+# The panels of a run's report, by their names.
+PANELS = {
+    "s0-loss-teacher", "s0-loss-student", "s0-spectrum", "s0-gap", "s0-gates-down-16-8", "s0-gates-up-8-16", "s0-0-parity",
+    "s0-0-bands", "s0-1-parity", "s0-1-bands", "latency-distribution", "latency-order", "memory",
+}  # fmt: skip
 
 
 def running(said: dict[str, str]) -> set[str]:
@@ -135,7 +139,7 @@ def test_a_teacher_that_exists_is_followed_where_it_is(copied: Path, walk: Walk,
     remove(copied / "teacher")
     said = walk(copied, teacher={"checkpoint": str(teacher), "preset": None})
     assert said == dict.fromkeys(STAGES[1:], "done before")
-    assert read_model(RunReport, copied / "report.json").curves.keys() == {"student"}
+    assert read_model(Report, copied / "report.json").subjects[0].curves.keys() == {"student"}
 
 
 def test_saving_more_often_trains_nothing_again(copied: Path, walk: Walk) -> None:
@@ -218,7 +222,7 @@ def test_a_gate_out_of_reach_is_exit_code_3_and_a_report(
     assert "gate 300.0 dB" in out
     assert re.search(r"^error: onnxruntime: INCONCLUSIVE.*\ntry: .*report\.html shows where$", err, re.MULTILINE)
     assert 'class="failed"' in (copied / "report.html").read_text()
-    assert not any(result.passed for result in read_model(RunReport, copied / "report.json").parity)
+    assert not any(result.passed for result in read_model(Report, copied / "report.json").subjects[0].parity)
 
 
 def test_a_failed_gate_fails_every_time(copied: Path, walk: Walk) -> None:
@@ -333,6 +337,7 @@ class _References(HTMLParser):
         self.references: list[str] = []
         self.alternatives: list[str] = []
         self.tags: set[str] = set()
+        self.panels: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
@@ -341,6 +346,8 @@ class _References(HTMLParser):
                 self.references.append(value or "")
             if name == "alt":
                 self.alternatives.append(value or "")
+            if name == "id" and (value or "").endswith("-figure_1"):
+                self.panels.add((value or "").removesuffix("-figure_1"))
 
 
 def test_the_page_needs_nothing_but_itself(finished: Path) -> None:
@@ -348,37 +355,46 @@ def test_the_page_needs_nothing_but_itself(finished: Path) -> None:
     page = _References()
     page.feed(text)
     assert page.references
-    assert all(reference.startswith("data:image/png;base64,") for reference in page.references)
+    assert all(reference.startswith(("data:image/png;base64,", "#")) for reference in page.references)
     assert not page.tags & {"script", "link", "iframe", "object"}
-    assert not re.search(r"https?://|@import|url\(", text)
+    assert not re.search(r"https?://|@import|url\((?!#)", text)
 
 
 def test_the_page_shows_every_figure_and_every_role(finished: Path) -> None:
     page = _References()
     page.feed((finished / "report.html").read_text())
-    assert {path.stem for path in (finished / "figures").iterdir()} == FIGURES
-    assert len(page.references) == len(FIGURES) + 4 + 2  # roles, and the differences of two runtimes
-    assert {f"samples: {role}" for role in ("real", "teacher", "student", "exported")} <= set(page.alternatives)
+    files = {path.stem for path in (finished / "report-figures").iterdir()}
+    assert files > PANELS
+    assert page.panels == PANELS
+    # Roles with their log-spectra, the exported student's difference, and the differences of two runtimes.
+    pictures = [reference for reference in page.references if reference.startswith("data:image/png;base64,")]
+    assert len(pictures) == 2 * 4 + 1 + 2 + 2 * 2, "the last: two heat maps, each with its scale"
+    for role in ("real", "teacher", "student", "exported"):
+        assert any(f"pictures: {role}," in alternative for alternative in page.alternatives)
 
 
-def test_the_card_shows_pictures_that_are_there(finished: Path) -> None:
+def test_the_markdown_shows_pictures_that_are_there(finished: Path) -> None:
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (finished / "report.md").read_text())
-    assert len(pictures) == len(FIGURES) + 4
+    assert len(pictures) == len(PANELS) + 2 * 4 + 1
     for picture in pictures:
         assert (finished / picture).read_bytes().startswith(b"\x89PNG"), picture
 
 
 def test_the_data_say_what_happened(finished: Path, make_config: MakeConfig) -> None:
-    report = read_model(RunReport, finished / "report.json")
+    (report,) = read_model(Report, finished / "report.json").subjects
+    assert (report.name, report.source) == ("small", "run")
     assert [row.role for row in report.models] == ["teacher", "student"]
-    assert [row.trained_steps for row in report.models] == [10, 10]
+    assert [row.provenance.steps for row in report.models] == [10, 10]
     assert report.curves["student"].steps == list(range(1, 11))
     assert {"denoise", "spatial", "frequency", "loss"} == report.curves["student"].terms.keys()
-    assert [spectrum.role for spectrum in report.spectra] == ["real", "teacher", "student", "exported"]
-    assert report.spectra[0].gap_db == 0
-    assert (report.sample_count, len(report.timesteps)) == (4, 3)
+    assert report.gallery is not None
+    assert [spectrum.role for spectrum in report.gallery.spectra] == ["real", "teacher", "student", "exported"]
+    assert report.gallery.spectra[0].gap_db == 0
+    assert (report.gallery.count, len(report.timesteps), report.nfe) == (4, 3, 3)
+    assert report.exported_psnr_db is not None
     assert report.exported_psnr_db > 80
     assert [result.runtime for result in report.parity] == ["onnxruntime", "torch"]
+    assert {result.bundle_digest for result in report.parity} == {report.bundle.digest}
     assert [len(result.measurement.samples_ms) for result in report.bench if result.measurement] == [5]
     assert list(report.seconds) == STAGES
     assert report.config["student"]["train"]["steps"] == make_config()["student"]["train"]["steps"]
@@ -394,7 +410,22 @@ def test_rendering_again_gives_the_same_page(copied: Path, capsys: pytest.Captur
     assert "The student has" in capsys.readouterr().out
 
 
+def test_a_report_s_json_and_its_pictures_are_enough_to_render_it(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "report.json", tmp_path)
+    shutil.copytree(finished / "report-figures", tmp_path / "report-figures")
+    assert call("report", str(tmp_path / "report.json")) == 0
+    for name in ("report.html", "report.md"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
 def test_a_report_whose_pictures_are_gone(copied: Path) -> None:
-    remove(copied / "samples" / "student.png")
-    with pytest.raises(EdgeSDError, match=r"cannot read .*student\.png.*edge-sd run draws it again"):
-        render(copied)
+    remove(copied / "report-figures" / "0-images.png")
+    with pytest.raises(EdgeSDError, match=r"cannot read .*0-images\.png.*edge-sd report draws it again"):
+        render(copied / "report.json")
+
+
+def test_a_report_of_before_is_refused_by_its_version(copied: Path) -> None:
+    values = json.loads((copied / "report.json").read_text())
+    (copied / "report.json").write_text(json.dumps({**values, "schema_version": 3}))
+    with pytest.raises(EdgeSDError, match="schema version 3, this edge-sd reads version 4"):
+        render(copied / "report.json")
