@@ -150,10 +150,10 @@ def _from_diffusers(folder: Path) -> tuple[Decoder, dict[str, np.ndarray]]:
             f"{source}: {architecture} is an autoencoder that has no counterpart here",
             f"those that have one: {', '.join(_DEFAULTS)}",
         )
-    for field, plain in _PLAIN.items():
-        if config.get(field, plain[0]) not in plain:
+    for key, plain in _PLAIN.items():
+        if config.get(key, plain[0]) not in plain:
             raise EdgeSDError(
-                f"{source}: {field} is {config[field]!r}, which is not decoded here", f"it can be {', '.join(map(repr, plain))}"
+                f"{source}: {key} is {config[key]!r}, which is not decoded here", f"it can be {', '.join(map(repr, plain))}"
             )
     tensors = read_weights(folder)
     for name in tensors:

@@ -25,6 +25,7 @@ from packaging.version import Version
 
 from edge_sd.errors import InstallationError
 from edge_sd.files import explained, fingerprint, new_folder
+from edge_sd.places import home_cache
 from edge_sd.runnable import Availability
 
 SOURCES = Path(__file__).parent / "cpp"
@@ -172,8 +173,7 @@ def assemble(machine: Machine, folder: Path) -> list[str]:
 
 def cache() -> Path:
     """Where builds are kept."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "edge-sd" / "native"
+    return home_cache() / "native"
 
 
 def _key(machine: Machine) -> str:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from edge_sd.errors import InstallationError, UsageError
 from edge_sd.files import explained
-from edge_sd.runtimes import _native as native
+from edge_sd.places import home_cache
 
 # What ssh, apt or qemu would read something else into, in the name of a folder.
 _AWKWARD = re.compile(r'["\\$\n\r\t]|[^\x20-\U0010ffff]')
@@ -22,7 +22,7 @@ def home() -> Path:
     Raises:
         InstallationError: its name holds what ssh's and apt's configuration cannot.
     """
-    path = native.cache().parent / "emulator"
+    path = home_cache() / "emulator"
     if _AWKWARD.search(str(path)):
         raise InstallationError(f"the board cannot be kept in {str(path)!r}: its name does not fit ssh's configuration",
                                 "set XDG_CACHE_HOME to another folder")  # fmt: skip

@@ -1,5 +1,6 @@
 """The command line: every verb, one way to report an error, documented exit codes."""
 
+import logging
 import signal
 import sys
 from typing import Annotated
@@ -14,6 +15,7 @@ from edge_sd.cli.doctor import doctor
 from edge_sd.cli.emulator import emulator
 from edge_sd.cli.evaluate import evaluate
 from edge_sd.cli.export import export
+from edge_sd.cli.init import init
 from edge_sd.cli.inspect import inspect
 from edge_sd.cli.list import list_
 from edge_sd.cli.parity import parity
@@ -37,7 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_LOG = logging.getLogger("edge_sd")
 for verb in (
+    init,
     run,
     train,
     distill,
@@ -74,6 +78,9 @@ def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Options before the verb."""
+    from edge_sd.cli._log import log_to_file
+
+    log_to_file()
 
 
 def main() -> None:
@@ -83,6 +90,7 @@ def main() -> None:
     try:
         app()
     except EdgeSDError as error:
+        _LOG.info("%s", error, exc_info=error)
         print(f"error: {error.message}", file=sys.stderr)
         print(f"try: {error.hint}", file=sys.stderr)
         sys.exit(int(error.code))
@@ -92,6 +100,13 @@ def main() -> None:
             sys.exit(int(ExitCode.FAILURE))
         raise
     except ImportError as error:
+        _LOG.exception("an import failed")
         print(f"error: the installation is broken: {error}", file=sys.stderr)
         print("try: edge-sd doctor", file=sys.stderr)
         sys.exit(int(ExitCode.ENVIRONMENT))
+    except Exception:
+        from edge_sd.cli._log import log_file
+
+        _LOG.exception("not foreseen")
+        print(f"this is a fault of edge-sd; {log_file()} has the details", file=sys.stderr)
+        raise

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from edge_sd.data.items import Skipped
 from edge_sd.errors import EdgeSDError
 from edge_sd.files import parse_model, umask
+from edge_sd.places import home_cache
 from edge_sd.validation import Record
 
 FOLDER = "EDGE_SD_CACHE"
@@ -38,8 +39,8 @@ class CacheRecord(Record):
 
 
 def cache_folder(given: Path | None) -> Path:
-    """The given folder, else $EDGE_SD_CACHE, else ~/.cache/edge-sd."""
-    return given or Path(os.environ.get(FOLDER) or Path.home() / ".cache" / "edge-sd")
+    """The given folder, else $EDGE_SD_CACHE, else edge-sd in the user's cache."""
+    return given or Path(os.environ.get(FOLDER) or home_cache())
 
 
 def read_cache(path: Path) -> tuple[CacheRecord, NDArray[np.uint8], NDArray[np.int64] | None] | None:

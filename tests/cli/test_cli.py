@@ -30,6 +30,7 @@ from edge_sd.report.parity import ParityReport
 from verbs import Outcome, call
 
 VERBS = (
+    "init",
     "run",
     "train",
     "distill",
@@ -37,6 +38,8 @@ VERBS = (
     "quantize",
     "export",
     "plan",
+    "search",
+    "widths",
     "inspect",
     "parity",
     "selftest",
@@ -573,7 +576,7 @@ def broken(name: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("package", ["accelerate", "torch"])
 def test_doctor_names_what_is_broken(package: str, tmp_path: Path) -> None:
-    done = call_outside(tmp_path, "doctor", PYTHONPATH=broken(package, tmp_path))
+    done = call_outside(tmp_path, "doctor", "--thorough", PYTHONPATH=broken(package, tmp_path))
     assert done.failed_with(5, f"{package} is broken", "does not import", f"pip install '{package}")
     assert re.search(rf"{package} .*broken", done.out)
 
