@@ -129,6 +129,15 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             _remove(temporary)
 
 
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot; whoever changes one of them writes a new file."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
 def umask() -> int:
     """The permissions that new files of this process lack: a temporary file lacks more, until it takes its place."""
     mask = os.umask(0)

@@ -13,18 +13,17 @@ from torch import nn
 
 from edge_sd.bundle import Bundle, Golden, GoldenHeader, Trajectory, file_entries, trace, write_bundle
 from edge_sd.bundle.contract import Contract
-from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest, Program
+from edge_sd.bundle.manifest import DECODER, GOLDEN, PLAN, REFERENCE, Manifest, Program
 from edge_sd.checkpoint import versions
 from edge_sd.decoder import Decoder
 from edge_sd.diffusion import Plan, PlanChoice
 from edge_sd.diffusion.choice import lineage
 from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.export._card import card
+from edge_sd.export._card import carded
 from edge_sd.export._check import Check, check_target, find_targets, refuse, refuse_full_disk
 from edge_sd.export._programs import DecoderProgram, DenoiserProgram, contracts, sources
 from edge_sd.export._target import Source, Target, TargetOptions
-from edge_sd.files import write_text
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize.checkpoint import AnyCheckpoint, QuantizedCheckpoint, plan_from
@@ -156,9 +155,7 @@ def export_bundle(
         for (target, ready), check in zip(prepared, checks, strict=True):
             observe(target.name)
             programs += _export(target, ready, check, request, folder)
-        image = trajectories[0].image
-        write_text(folder / CARD, card(out.stem, checkpoint.header, plan, programs, None if image is None else image.shape))
-        return Manifest(
+        manifest = Manifest(
             name=out.stem,
             model=checkpoint.header.model,
             noise_schedule=checkpoint.header.noise_schedule,
@@ -169,6 +166,7 @@ def export_bundle(
             files=file_entries(folder),
             versions=versions(),
         )
+        return carded(folder, manifest, plan, checkpoint.header)
 
     return write_bundle(out, fill, overwrite=overwrite)
 

@@ -1,21 +1,19 @@
 """Another plan for a finished bundle: new rows, new goldens, the same programs."""
 
-import os
-import shutil
 from pathlib import Path
 
-from edge_sd.bundle import Bundle, file_entries, write_bundle
+from edge_sd.bundle import Bundle, write_bundle
 from edge_sd.bundle.manifest import CARD, DECODER, GOLDEN, PLAN, REFERENCE, Manifest
 from edge_sd.decoder import load_decoder
 from edge_sd.diffusion import Plan
 from edge_sd.diffusion.choice import lineage
 from edge_sd.diffusion.plan import refuse_other_process
 from edge_sd.errors import EdgeSDError, UsageError
-from edge_sd.export._card import card
+from edge_sd.export._card import carded
 from edge_sd.export._check import targets
 from edge_sd.export._export import ExportRequest, draw, labels_of, save_goldens
 from edge_sd.export._programs import contracts
-from edge_sd.files import write_text
+from edge_sd.files import link_or_copy
 from edge_sd.quantize.checkpoint import load_any
 from edge_sd.sampling import plan_features
 
@@ -53,7 +51,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
     def fill(folder: Path) -> Manifest:
         for name in manifest.files:
             if name not in (PLAN, GOLDEN, CARD):
-                _link(bundle.path / name, folder / name)
+                link_or_copy(bundle.path / name, folder / name)
         trajectories = draw(filled, model, None if decoder is None else decoder.build(), request)
         labels = labels_of(model, request.goldens)
         filled.save(folder / PLAN)
@@ -66,19 +64,7 @@ def swap_plan(bundle: Bundle, plan: Plan, out: Path, *, goldens: int | None = No
                     f"{bundle.path} holds programs of the unknown target {target}", "install what it was exported with"
                 )
             targets()[target].stamp(folder / file, known)
-        image = trajectories[0].image
-        shape = None if image is None else image.shape
-        write_text(folder / CARD, card(out.stem, checkpoint.header, filled, manifest.programs, shape))
-        changed = {"name": out.stem, "contracts": tuple(known), "files": file_entries(folder), "digest": ""}
-        return manifest.model_copy(update=changed)
+        changed = manifest.model_copy(update={"name": out.stem, "contracts": tuple(known)})
+        return carded(folder, changed, filled, checkpoint.header)
 
     return write_bundle(out, fill, overwrite=True)
-
-
-def _link(source: Path, destination: Path) -> None:
-    """Give a file a second name, or copy it where the file system cannot; `stamp` writes a new file, never into this one."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)

@@ -28,6 +28,7 @@ def report(
         int, typer.Option("--draw", help="Of several: draw this many pictures anew; 0 shows the golden trajectories.", min=0)
     ] = 0,
     runtime: Annotated[str, typer.Option("--runtime", help="What draws them: edge-sd list runtimes.")] = "onnxruntime",
+    cards: Annotated[bool, typer.Option("--cards", help="Write model cards with these figures beside the bundles.")] = False,
 ) -> None:
     """Write a page, Markdown and JSON of a run or a bundle, with the results that lie beside it, or of several side by side.
 
@@ -39,13 +40,14 @@ def report(
     from edge_sd.cli._console import say
     from edge_sd.errors import UsageError
     from edge_sd.report.assemble import Choice, assemble
+    from edge_sd.report.card import figures_of, write_card
     from edge_sd.report.render import HTML, pictures_folder, render, write_report
-    from edge_sd.report.subjects import RUN
+    from edge_sd.report.subjects import RUN, bundle_of
     from edge_sd.report.tables import summary
 
     first = paths[0]
     if len(paths) == 1 and first.is_file() and first.suffix == ".json":
-        if output is not None or results or draw:
+        if output is not None or results or draw or cards:
             raise UsageError(f"{first} is rendered again as it is, where it is", "give the runs or bundles for another report")
         made, page = render(first), first.with_suffix(".html")
     else:
@@ -53,6 +55,8 @@ def report(
         choice = Choice(results=tuple(results or ()), chosen=chosen, draw=draw, runtime=runtime)
         made, pictures = assemble(paths, pictures_folder(page), choice)
         write_report(made, pictures, page)
+        for path, subject in zip(paths if cards else (), made.subjects, strict=False):
+            write_card(bundle_of(path), figures_of(subject))
     for line in summary(made):
         print(line)
     for line in made.left_out:

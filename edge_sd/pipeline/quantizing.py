@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_sd.bundle import Bundle, file_entries, write_bundle
+from edge_sd.bundle import Bundle, write_bundle
 from edge_sd.bundle.manifest import DECODER, Manifest
 from edge_sd.checkpoint import Checkpoint, versions
 from edge_sd.decoder import Decoder
 from edge_sd.errors import EdgeSDError, UsageError, unknown
-from edge_sd.export import ExportRequest, export_bundle, find_targets
+from edge_sd.export import ExportRequest, carded, export_bundle, find_targets
 from edge_sd.files import fingerprint, read_model, write_bytes, write_model
 from edge_sd.pipeline.latency import under_latency
 from edge_sd.pipeline.stages import Stages, hash_of
@@ -25,6 +25,7 @@ from edge_sd.quantize.checkpoint import load_quantized
 from edge_sd.quantize.layers import layers_of
 from edge_sd.quantize.quality import Quality, measure, simulated
 from edge_sd.quantize.recipe import Recipe, described
+from edge_sd.report.card import card_path, quantization_figures, write_card
 from edge_sd.report.quantization import Allocation, QuantizationReport, coverage, coverage_picture, front_picture
 from edge_sd.runtimes import find_runtime
 
@@ -125,10 +126,12 @@ class Quantizing:
                 "strict": request.export.strict_bits,
             }
             self.stages.run("export", exported, {"model": hash_of(self.out / MODEL)}, [self.bundle], self._export)
+            write_card(self.bundle, quantization_figures(read_model(QuantizationReport, self.out / REPORT)))
         return read_model(QuantizationReport, self.out / REPORT)
 
     def _refuse_other(self) -> None:
         known = {DECODER, MODEL, RECIPE, REPORT, COVERAGE, FRONT, WORK, CALIBRATION, "stages", self.bundle.name}
+        known.add(card_path(self.bundle).name)
         if self.out.exists() and (
             not self.out.is_dir() or any(path.name not in known for path in self.out.iterdir() if not path.name.startswith("."))
         ):
@@ -225,6 +228,7 @@ class Quantizing:
             began = time.monotonic()
             self._nncf()
             self.stages.keep("nncf", settings, inputs, outputs, time.monotonic() - began)
+        write_card(self.bundle, quantization_figures(read_model(QuantizationReport, self.out / REPORT)))
         return read_model(QuantizationReport, self.out / REPORT)
 
     def _nncf(self) -> None:
@@ -284,8 +288,8 @@ class Quantizing:
                 else program
                 for program in exact.manifest.programs
             )
-            changed = {"name": self.bundle.stem, "programs": programs, "files": file_entries(folder), "digest": ""}
-            return exact.manifest.model_copy(update=changed)
+            changed = exact.manifest.model_copy(update={"name": self.bundle.stem, "programs": programs})
+            return carded(folder, changed, exact.plan, self.parent.header)
 
         return write_bundle(self.bundle, fill, overwrite=True)
 

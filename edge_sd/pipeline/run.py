@@ -20,6 +20,7 @@ from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
 from edge_sd.report.assemble import assemble
+from edge_sd.report.card import figures_of, write_card
 from edge_sd.report.data import SampleHeader
 from edge_sd.report.parity import difference_sheet
 from edge_sd.report.render import HTML, pictures_folder, write_report
@@ -265,4 +266,6 @@ class Run:
 
     def _report(self) -> None:
         page = self.out / HTML
-        write_report(*assemble([self.out], pictures_folder(page)), page)
+        report, pictures = assemble([self.out], pictures_folder(page))
+        write_report(report, pictures, page)
+        write_card(self.bundle_path, figures_of(report.subjects[0]))

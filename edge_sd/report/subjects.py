@@ -10,7 +10,7 @@ import yaml
 
 from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.bundle.bundle import SUFFIX, is_bundle
-from edge_sd.bundle.manifest import REFERENCE
+from edge_sd.bundle.manifest import MANIFEST, REFERENCE
 from edge_sd.checkpoint import CheckpointHeader, Provenance
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.evaluation import psnr_db
@@ -60,15 +60,33 @@ def find_subject(path: Path, folder: str, prefix: str, results: Sequence[Path] =
         UsageError: it is none of these.
         EdgeSDError: what is there is damaged.
     """
+    bundle = bundle_of(path)
+    if (path / RUN).is_file():
+        return _run(path, bundle, folder, prefix, results)
+    place = bundle.resolve().parent if is_bundle(path) else path
+    return _bundle(bundle, folder, prefix, [place, *results], bundle.stem)
+
+
+def bundle_of(path: Path) -> Path:
+    """The bundle of a run, the only one of a folder, or the one that is given.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
     if not path.exists():
         raise UsageError(f"{path} does not exist", "a run's folder, or a bundle NAME.edgesd")
     if (path / RUN).is_file():
-        return _run(path, folder, prefix, results)
+        config = _config(path / RUN)
+        bundle = path / f"{config.get('name', '')}{SUFFIX}"
+        if config.get("kind") == "ablation" or not (bundle / MANIFEST).is_file():
+            held = "is an ablation's folder" if config.get("kind") == "ablation" else f"holds no {bundle.name} yet"
+            raise UsageError(f"{path} {held}", "edge-sd run writes the report of an ablation itself, and of a run at its end")
+        return bundle
     if is_bundle(path):
-        return _bundle(path, folder, prefix, [path.resolve().parent, *results], path.stem)
+        return path
     bundles = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else []
     if len(bundles) == 1:
-        return _bundle(bundles[0], folder, prefix, [path, *results], bundles[0].stem)
+        return bundles[0]
     held = f"holds {len(bundles)} bundles" if bundles else "is no run, and holds no bundle"
     raise UsageError(f"{path} {held}", "a run's folder, or a bundle NAME.edgesd")
 
@@ -157,14 +175,9 @@ def _row(role: str, model: ModelConfig, digest: str, provenance: Provenance) -> 
 # A run
 
 
-def _run(path: Path, folder: str, prefix: str, results: Sequence[Path]) -> Found:
+def _run(path: Path, bundle: Path, folder: str, prefix: str, results: Sequence[Path]) -> Found:
     config = _config(path / RUN)
-    name = str(config.get("name", ""))
-    bundle_path = path / f"{name}{SUFFIX}"
-    if config.get("kind") == "ablation" or not is_bundle(bundle_path):
-        held = "is an ablation's folder" if config.get("kind") == "ablation" else f"holds no {bundle_path.name} yet"
-        raise UsageError(f"{path} {held}", "edge-sd run writes the report of an ablation itself, and of a run at its end")
-    found = _bundle(bundle_path, folder, prefix, [path, *results], name)
+    found = _bundle(bundle, folder, prefix, [path, *results], bundle.stem)
     paths = {role: path / "samples" / f"{role}.safetensors" for role in _ROLES}
     samples = {role: read_tensors(SampleHeader, file) for role, file in paths.items() if file.is_file()}
     gates = path / "samples" / "gates.safetensors"

@@ -95,8 +95,9 @@ def test_the_contract_says_along_which_plan(torch_bundle: Bundle) -> None:
 
 def test_the_card_says_where_it_comes_from(torch_bundle: Bundle, tiny_checkpoint: Checkpoint) -> None:
     card = (torch_bundle.path / CARD).read_text()
-    for said in ("16×16×3", "gating on", "v-prediction", "3 steps on nothing", "dpmpp, 6 steps", tiny_checkpoint.header.digest):
+    for said in ("16×16×3", "gating on", "v-prediction", "3 steps", "Trained on: nothing", "dpmpp, 6 steps"):
         assert said in card
+    assert tiny_checkpoint.header.digest in card
 
 
 def test_the_same_export_writes_the_same_bytes(torch_bundle: Bundle, tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
