@@ -1,6 +1,6 @@
 // Draw a bundle's golden image with ONNX Runtime on Android or on a JVM: Loop.draw(File("NAME.edgesd"), index).
 //
-// The loop is `sample`; the rest reads files and makes the noise, as docs/BUNDLE.md and docs/PLANS.md say. Needs
+// NOT VERIFIED: no Kotlin compiler has seen this file. The loop, the files and the noise are those of loop.py, which is tested. Needs
 // com.microsoft.onnxruntime:onnxruntime-android (on a JVM: onnxruntime) and org.json, which Android has.
 package edgesd
 

@@ -36,8 +36,14 @@ def sample(plan, programs, rows, noise):
 def read(folder, manifest, name):
     """The bytes of one of the bundle's files, as they were exported."""
     data = (folder / name).read_bytes()
-    assert hashlib.sha256(data).hexdigest() == manifest["files"][name]["sha256"], f"{name} has changed"
+    if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
+        raise ValueError(f"{name} has changed")
     return data
+
+
+def expect_version(header, known):
+    if header["schema_version"] != known:
+        raise ValueError(f"schema version {header['schema_version']}, this reads {known}")
 
 
 def safetensors(data, version):
@@ -45,7 +51,7 @@ def safetensors(data, version):
     size = int.from_bytes(data[:8], "little")
     entries = json.loads(data[8 : 8 + size])
     header = json.loads(entries.pop("__metadata__")["edge_sd"])
-    assert header["schema_version"] == version, f"schema version {header['schema_version']}, not {version}"
+    expect_version(header, version)
     tensors = {}
     for name, entry in entries.items():
         begin, end = (8 + size + offset for offset in entry["data_offsets"])
@@ -106,7 +112,7 @@ def horner(x, coefficients):
 def main(path, index="0", out=""):
     folder, index = Path(path), int(index)
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert manifest["schema_version"] == 3, f"schema version {manifest['schema_version']}, not 3"
+    expect_version(manifest, 3)
     header, plan = safetensors(read(folder, manifest, "plan.safetensors"), 1)
     golden_header, golden = safetensors(read(folder, manifest, "golden.safetensors"), 2)
     programs = [program(folder, manifest, name) for name in header["programs"]]
