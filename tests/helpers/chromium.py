@@ -1,4 +1,4 @@
-"""A page as a person sees it: in a Chromium without a window, as wide as a desktop's or a phone's, in the light or in the dark."""
+"""A page as a person sees it: in a Chromium without a window, as wide as a desktop's or a phone's, in light or dark colours."""
 
 import base64
 import json
@@ -78,24 +78,25 @@ for (const parent of document.querySelectorAll("main, section, figure, .panels, 
     for (const [other, b] of boxes.slice(index + 1)) {
       const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-      if (wide > 1 && high > 1) faults.push(`${child.tagName} and ${other.tagName} overlap in ${parent.tagName}.${parent.className}`);
+      if (wide > 1 && high > 1) faults.push(`${child.tagName} and ${other.tagName} overlap in ${parent.tagName}`);
     }
   });
 }
 // Letters of a plot may not lie on each other, nor leave it.
 for (const plot of document.querySelectorAll("svg")) {
-  const frame = plot.getBoundingClientRect();
-  const boxes = [...plot.querySelectorAll("text")].filter((text) => text.textContent.trim()).map((text) => [text, text.getBoundingClientRect()]);
+  const [frame, name] = [plot.getBoundingClientRect(), (plot.getAttribute("aria-label") || "").slice(0, 50)];
+  const texts = [...plot.querySelectorAll("text")].filter((text) => text.textContent.trim());
+  const boxes = texts.map((text) => [text.textContent.trim(), text.getBoundingClientRect()]);
   boxes.forEach(([text, a], index) => {
     if (a.left < frame.left - 2 || a.right > frame.right + 2 || a.top < frame.top - 2 || a.bottom > frame.bottom + 2) {
-      faults.push(`"${text.textContent.trim()}" leaves the plot ${plot.getAttribute("aria-label").slice(0, 50)}`);
+      faults.push(`"${text}" leaves the plot ${name}`);
     }
     for (const [other, b] of boxes.slice(index + 1)) {
       const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
       const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
       // Boxes are as high as a line, letters are not.
       if (wide > 1 && high > 0.35 * Math.min(a.height, b.height)) {
-        faults.push(`"${text.textContent.trim()}" and "${other.textContent.trim()}" lie on each other in ${plot.getAttribute("aria-label").slice(0, 50)}`);
+        faults.push(`"${text}" and "${other}" lie on each other in ${name}`);
       }
     }
   });
@@ -153,3 +154,12 @@ def picture(opened: webdriver.Chrome, path: Path) -> None:
 
 def _log(opened: webdriver.Chrome, kind: str) -> list[Any]:
     return list(opened.get_log(kind))  # type: ignore[no-untyped-call]
+
+
+def write_page(folder: Path, body: str, style: str = "") -> Path:
+    """A page with twenty-odd lines of text, and `body`."""
+    text = "".join(f"<p>line {number}</p>" for number in range(25))
+    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>t</title><style>{style}</style></head>'
+    body = f"<body><main><h1>Title</h1>{body}<section>{text}</section></main></body></html>"
+    (folder / "page.html").write_text(head + body, "utf-8")
+    return folder / "page.html"
