@@ -14,7 +14,7 @@ from edge_sd.data import DataConfig, open_data
 from edge_sd.data.images import save_png
 from edge_sd.export import ExportRequest, export_bundle
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
-from verbs import succeeded
+from verbs import call
 
 EXTRACTOR = '''"""What a reader's own features may be."""
 
@@ -42,12 +42,15 @@ def stand_ins(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     autoencoder = AutoencoderFile.of(Autoencoder(AutoencoderConfig()), Provenance(made_by="train-autoencoder"))
     autoencoder.save(folder / "stand-in-autoencoder.safetensors")
-    for run in ("teacher", "student"):
-        (folder / "runs" / run).mkdir(parents=True)
-        tiny_checkpoint.save(folder / "runs" / run / "checkpoint.safetensors")
+    for run in ("runs/teacher", "runs/student", "learnt/teacher"):
+        (folder / run).mkdir(parents=True)
+        tiny_checkpoint.save(folder / run / "checkpoint.safetensors")
     bundle = export_bundle(tiny_checkpoint, folder / "student.edgesd", ExportRequest(("onnx",), goldens=1))
-    for name in ("emoji64.edgesd", "other.edgesd", "student-w4a8/student-w4a8.edgesd", "emoji64-w8a8.edgesd"):
+    for name in ("emoji64.edgesd", "other.edgesd", "student-w4a8/student-w4a8.edgesd", "student-w8a8/student-w8a8.edgesd"):
         shutil.copytree(bundle.path, folder / name)
+    (folder / "plans" / "steps-10").mkdir(parents=True)
+    bundle.plan.bare().save(folder / "plans" / "steps-10" / "plan.safetensors")
+    bundle.plan.bare().save(folder / "eight.safetensors")
     return folder
 
 
@@ -60,8 +63,10 @@ def run_documented(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(folder)  # my_features
     monkeypatch.setenv("PYTHONPATH", str(folder))  # of the processes that draw and score
 
-    def run(words: list[str]) -> str:
-        done = succeeded(*words)
-        return done.out + done.err
+    def run(given: Path) -> list[Ran]:
+        failed: list[str] = []
+        ran = list(run_page(given, lambda words: call(*words), failed))
+        assert not failed, "\n".join(failed)
+        return ran
 
-    return lambda page: list(run_page(page, run))
+    return run

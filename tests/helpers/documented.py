@@ -11,31 +11,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from documents import Block, blocks_of, commands_of
+from verbs import Outcome
 
 REPLACED = {
     # One target and one runtime; tests/contract/ has all of them.
     r"--target (all|executorch|coreml)": "--target onnx",
+    r"^(quantize.*?)( --target \w+)+": r"\1",
     r"--runtime (all|executorch|executorch-runner)\b": "--runtime onnxruntime",
     # Models of 16 px, and latents of an autoencoder that was not trained.
     r"--preset small64": "--preset tiny16",
+    # What is learnt from is what was learnt; the commands behind take stand-ins of 36 thousand parameters in runs/.
+    r"^(train|distill)(.*) -o runs/": r"\1\2 -o learnt/",
+    r"--(teacher|autoencoder) runs/": r"--\1 learnt/",
     r"--autoencoder emoji64": "--autoencoder stand-in-autoencoder.safetensors",
     r"--features \S+": "--features my_features:Extractor",
     r"--minutes \d+": "--minutes 0.02",
     r"size<=1.2MB": "size<=0.05MB",
 }
-_TRAINING = "--steps 2 --batch-size 4 --precision fp32 --sample-every 0"
+_TRAINING = "--steps 2 --batch-size 4 --precision fp32 --sample-every 0 --overwrite"
 APPENDED = {
     "train": _TRAINING,
     "distill": _TRAINING,
     "train-autoencoder": _TRAINING,
-    "sample": "-n 2",
+    "sample": "-n 2 --overwrite",
     "evaluate": "-n 12 --kid-subset-size 6 --features my_features:Extractor --feature-size 16 --processes 1",
-    "export": "--goldens 1",
-    "bench": "--iterations 3 --warmup 1",
+    "export": "--goldens 1 --overwrite",
+    "bench": "--iterations 3 --warmup 1 --overwrite",
     "compare": "--pairs 4 --iterations 3 --warmup 1",
-    "quantize": "--iterations 0 --trajectories 4 --groups 1 --steps 3",
-    "search": "--evaluations 30 -n 3 --fresh 3 --fine 12 --processes 1",
-    "plan tune": "-n 4 --fine 20 --iterations 1",
+    "quantize": "--target none --iterations 0 --trajectories 4 --groups 1 --steps 3 --overwrite",
+    "search": "--evaluations 28 -n 3 --fresh 3 --fine 12 --processes 1",
+    "parity": "--overwrite",
+    "plan make": "--overwrite",
+    "plan swap": "--overwrite",
+    "plan tune": "-n 4 --fine 20 --iterations 1 --overwrite",
 }
 # Commands that are parsed and not run: a pattern of the command, and why.
 PARSED = {
@@ -50,6 +58,8 @@ PARSED = {
     r"--report": "of finished searches; tests/cli/test_search_cli.py",
     r"monday.json": "results of two days; tests/devices/test_compare.py",
 }
+# A quarter of a minute each: run on docs/commands/VERB.md, and parsed where they stand elsewhere.
+ON_ITS_PAGE = ("quantize", "search", "export", "compare")
 _MOST_MISSING = 0.4  # of a documented output's words: names of the reader's own files, models and machine
 
 
@@ -75,20 +85,26 @@ def smaller(words: Sequence[str]) -> list[str]:
     return shlex.split(f"{text} {APPENDED.get(verb_of(words), '')}")
 
 
-def why_not(words: Sequence[str]) -> str:
+def why_not(words: Sequence[str], page: Path) -> str:
     """Why a command is only parsed; empty where it is run."""
     text = " ".join(words)
+    if words[0] in ON_ITS_PAGE and page.stem != words[0] and "--dry-run" not in words:
+        return f"run on docs/commands/{words[0]}.md"
     return next((why for pattern, why in PARSED.items() if re.search(pattern, text)), "")
 
 
-def run_page(page: Path, run: Callable[[list[str]], str]) -> Iterator[Ran]:
-    """Run a page's commands in order, block by block; `run` runs one and returns what it printed."""
+def run_page(page: Path, run: Callable[[list[str]], Outcome], failed: list[str]) -> Iterator[Ran]:
+    """Run a page's commands in order, block by block; what fails is added to `failed`, and the others are run all the same."""
     for block in blocks_of(page):
         if block.kind == "shell":
             found = Ran(block)
             for words in commands_of(block):
-                if words[0] == "edge-sd" and not why_not(words[1:]):
-                    found.printed += run(smaller(words[1:]))
+                if words[0] == "edge-sd" and not why_not(words[1:], page):
+                    asked = smaller(words[1:])
+                    done = run(asked)
+                    found.printed += done.out + done.err
+                    if done.code:
+                        failed.append(f"{block}: {shlex.join(words)}, run as {shlex.join(asked)}: {done.err[-600:]}")
                 else:
                     found.whole = False
             yield found
