@@ -9,7 +9,7 @@ from edge_sd.checkpoint import versions
 from edge_sd.devices._device import Connection, Observe, devices, find_device, unobserved
 from edge_sd.devices._fingerprint import DeviceInfo
 from edge_sd.devices._job import BenchResult, Job, Latency, Measurement, Outcome
-from edge_sd.errors import DeviceError, EdgeSDError, UsageError
+from edge_sd.errors import DeviceError, EdgeSDError, unknown
 from edge_sd.runtimes import runtimes
 from edge_sd.runtimes.evidence import Evidence
 from edge_sd.runtimes.floor import Floor, Precision, noise_floor
@@ -28,7 +28,7 @@ def target_of(runtime: str) -> str:
     for device in devices().values():
         known |= device.own_runtimes
     if runtime not in known:
-        raise UsageError(f"unknown runtime {runtime!r}", f"one of {', '.join(known)}")
+        raise unknown("runtime", runtime, known)
     return known[runtime]
 
 

@@ -145,6 +145,6 @@ def measured_floors(bundle: "Bundle", tasks: "Sequence[Task]", observer: Observe
 
 
 def _file_name(result: "BenchResult", number: int) -> str:
-    """A plain name, whatever the serial holds."""
-    plain = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in result.device.title)
-    return f"{number:02d}-{plain[:60]}-{result.job.runtime}"
+    from edge_sd.devices._pool import plain_name
+
+    return f"{number:02d}-{plain_name(result.device.title)}-{result.job.runtime}"

@@ -116,9 +116,15 @@ class ParitySection(Record):
 
 
 class BenchSection(Record):
-    """What is timed, and how often."""
+    """What is timed, where, and how often.
+
+    Attributes:
+        runtimes: on this machine.
+        devices: others, as `--device` takes them: each proves and times what it prefers for the bundle.
+    """
 
     runtimes: tuple[str, ...] = ("torch", "onnxruntime")
+    devices: tuple[str, ...] = ()
     threads: int | None = Field(default=None, ge=1)
     warmup: int = Field(default=10, ge=1)
     iterations: int = Field(default=100, ge=1)
