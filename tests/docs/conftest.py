@@ -14,7 +14,7 @@ from edge_sd.data import DataConfig, open_data
 from edge_sd.data.images import save_png
 from edge_sd.export import ExportRequest, export_bundle
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
-from verbs import call
+from verbs import call, succeeded
 
 EXTRACTOR = '''"""What a reader's own features may be."""
 
@@ -46,8 +46,9 @@ def stand_ins(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
         (folder / run).mkdir(parents=True)
         tiny_checkpoint.save(folder / run / "checkpoint.safetensors")
     bundle = export_bundle(tiny_checkpoint, folder / "student.edgesd", ExportRequest(("onnx",), goldens=1))
-    for name in ("emoji64.edgesd", "other.edgesd", "student-w4a8/student-w4a8.edgesd", "student-w8a8/student-w8a8.edgesd"):
+    for name in ("emoji64.edgesd", "other.edgesd", "student-w8a8/student-w8a8.edgesd"):
         shutil.copytree(bundle.path, folder / name)
+    succeeded("plan", "swap", bundle.path, "--steps", 5, "-o", folder / "student-w4a8" / "student-w4a8.edgesd")
     (folder / "plans" / "steps-10").mkdir(parents=True)
     bundle.plan.bare().save(folder / "plans" / "steps-10" / "plan.safetensors")
     bundle.plan.bare().save(folder / "eight.safetensors")

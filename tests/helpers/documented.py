@@ -17,7 +17,7 @@ REPLACED = {
     # One target and one runtime; tests/contract/ has all of them.
     r"--target (all|executorch|coreml)": "--target onnx",
     r"^(quantize.*?)( --target \w+)+": r"\1",
-    r"--runtime (all|executorch|executorch-runner)\b": "--runtime onnxruntime",
+    r"--runtime (all|executorch|executorch-runner)(?= |$)": "--runtime onnxruntime",
     # Models of 16 px, and latents of an autoencoder that was not trained.
     r"--preset small64": "--preset tiny16",
     # What is learnt from is what was learnt; the commands behind take stand-ins of 36 thousand parameters in runs/.
@@ -39,7 +39,7 @@ APPENDED = {
     "bench": "--iterations 3 --warmup 1 --overwrite",
     "compare": "--pairs 4 --iterations 3 --warmup 1",
     "quantize": "--target none --iterations 0 --trajectories 4 --groups 1 --steps 3 --overwrite",
-    "search": "--evaluations 28 -n 3 --fresh 3 --fine 12 --processes 1",
+    "search": "--evaluations 28 -n 3 --fresh 3 --processes 1",
     "parity": "--overwrite",
     "plan make": "--overwrite",
     "plan swap": "--overwrite",
