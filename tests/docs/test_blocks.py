@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from documents import PAGES, ROOT, Block, blocks_of, commands_of, name_of
 from edge_sd.cli.main import app
 from edge_sd.diffusion import SCHEDULES, compile_plan
 from edge_sd.diffusion.execute import execute
+from edge_sd.export import targets
 from edge_sd.pipeline.config import load_config
 
 if sys.version_info >= (3, 11):
@@ -87,13 +89,21 @@ def test_json_is_json(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", of_kind("python"), ids=str)
-def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    block: Block,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
     """What is part of a snippet is the snippet's own text, which tests/snippets/ runs; all else is executed."""
     snippet = (ROOT / "snippets" / "loop.py").read_text()
     if block.page == "docs/INTEGRATION.md":
         assert block.text in snippet
         return
     monkeypatch.chdir(tmp_path)
+    if '"emoji64"' in block.text:  # a file of that name stands for it
+        shutil.copy2(request.getfixturevalue("stand_ins") / "emoji64", tmp_path)
     exec(compile(block.text, str(block), "exec"), {"__name__": "documentation"})  # noqa: S102 (our own documentation)
 
 
@@ -248,6 +258,20 @@ def test_generated_parts_are_not_stale() -> None:
 
     done = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"python docs/generate.py mends it:\n{done.stdout}{done.stderr}"
+
+
+def test_the_table_of_targets_has_every_target_and_nothing_else() -> None:
+    """What stands in it was said by exporters once (docs/generate.py --measure); here it must still be possible."""
+    rows = json.loads((ROOT / "docs" / "targets.json").read_text())
+    assert {row["target"] for row in rows} == set(targets())
+    assert {row["bits"] for row in rows} == {"float", "W8A8", "W4A8", "W4"}
+    assert len(rows) == len(targets()) * 4
+    for row in rows:
+        if row["bits"] == "float":
+            assert row["computed"] == {}
+        else:
+            assert sum(row["computed"].values()) == pytest.approx(1, abs=0.005)
+            assert row["stored"] >= int(row["bits"][1])
 
 
 def test_every_command_has_a_page_and_the_index_names_it() -> None:
