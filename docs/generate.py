@@ -2,7 +2,7 @@
 
 Tables of options come from the command line's own definitions, presets and the manifest's JSON Schema from the models, the table
 of targets from targets.json, which --measure writes from bundles: of each target and kind of bits, what the exporter said that it
-stored and computed. They are those of `edge-sd export emoji64 --target all` and of `edge-sd quantize emoji64 --bits B --act-bits A
+stored and computed. They are those of `edge-sd export emoji64 --target all` and `edge-sd quantize emoji64 --bits B --act-bits A
 --groups 1 --iterations 0 --target all`; other roundings have the same bits. With --check nothing is written: exit code 1, and the
 names of the files that are stale.
 """
