@@ -60,14 +60,15 @@ def read_records(places: Iterable[Path]) -> Records:
     A file of another kind is passed over; one that is damaged, or of another version, is named in `left_out`.
 
     Raises:
-        UsageError: a place does not exist, or is a file that holds no result.
+        EdgeSDError: a place does not exist.
+        UsageError: it is a file that holds no result.
     """
     found = Records()
     seen: set[Path] = set()
     named: list[Path] = []
     for place in places:
         if not place.exists():
-            raise UsageError(f"{place} does not exist", "a folder with results of edge-sd, or one of their JSON files")
+            raise EdgeSDError(f"{place} does not exist", "a folder with results of edge-sd, or one of their JSON files")
         if place.is_file() and _kind(place) not in _KINDS:
             raise UsageError(f"{place} holds no result", "the JSON of edge-sd parity, bench, evaluate, quantize or compare")
         named += [place] if place.is_file() else list(_files(place))

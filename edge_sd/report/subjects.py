@@ -71,10 +71,11 @@ def bundle_of(path: Path) -> Path:
     """The bundle of a run, the only one of a folder, or the one that is given.
 
     Raises:
+        EdgeSDError: the path does not exist.
         UsageError: there is none, or more than one.
     """
     if not path.exists():
-        raise UsageError(f"{path} does not exist", "a run's folder, or a bundle NAME.edgesd")
+        raise EdgeSDError(f"{path} does not exist", "a run's folder, or a bundle NAME.edgesd")
     if (path / RUN).is_file():
         config = _config(path / RUN)
         bundle = path / f"{config.get('name', '')}{SUFFIX}"

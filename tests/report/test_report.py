@@ -246,12 +246,10 @@ def test_the_verb_writes_page_markdown_json_and_cards(copied: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("MISSING",), ("MISSING does not exist",)),
         (("EMPTY",), ("is no run, and holds no bundle",)),
         (("BUNDLE", "BUNDLE"), ("the same bundle was given twice",)),
         (("BUNDLE", "-o", "report.pdf"), ("ends in .html", "report.pdf.html")),
         (("BUNDLE", "--chosen", "none"), ("--chosen none", "one of tiny")),
-        (("BUNDLE", "--results", "NOTHING"), ("NOTHING does not exist",)),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -261,3 +259,11 @@ def test_what_cannot_be_meant_is_refused(
     (tmp_path / "EMPTY").mkdir()
     refused(call("report", *(str(exact) if one == "BUNDLE" else one for one in arguments)), 2, *said)
     assert not list(tmp_path.glob("report*"))
+
+
+@pytest.mark.parametrize("arguments", [("MISSING",), ("BUNDLE", "--results", "MISSING")])
+def test_what_is_not_there_is_named(
+    arguments: tuple[str, ...], exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(call("report", *(str(exact) if one == "BUNDLE" else one for one in arguments)), 1, "MISSING does not exist")
