@@ -125,8 +125,8 @@ class Quantizing:
                 "options": request.export.options.model_dump(mode="json"),
                 "strict": request.export.strict_bits,
             }
-            self.stages.run("export", exported, {"model": hash_of(self.out / MODEL)}, [self.bundle], self._export)
-            write_card(self.bundle, quantization_figures(read_model(QuantizationReport, self.out / REPORT)))
+            made = [self.bundle, card_path(self.bundle)]
+            self.stages.run("export", exported, {"model": hash_of(self.out / MODEL)}, made, self._export)
         return read_model(QuantizationReport, self.out / REPORT)
 
     def _refuse_other(self) -> None:
@@ -216,11 +216,12 @@ class Quantizing:
             checkpoint, self.bundle, request, decoder=self.decoder, overwrite=True,
             observe=lambda what: self.progress("export", 0, 1, what),
         )  # fmt: skip
+        write_card(self.bundle, quantization_figures(read_model(QuantizationReport, self.out / REPORT)))
 
     # NNCF in place of our own roundings and ranges
 
     def _by_nncf(self, settings: dict[str, Any], inputs: dict[str, str]) -> QuantizationReport:
-        outputs = [self.out / REPORT, self.bundle]
+        outputs = [self.out / REPORT, self.bundle, card_path(self.bundle)]
         if not self.stages.done("nncf", settings, inputs, outputs):
             if self.bundle.exists() and not self.overwrite:
                 raise UsageError(f"{self.out} holds another quantization", "give --overwrite to replace it, or another -o")
@@ -228,7 +229,6 @@ class Quantizing:
             began = time.monotonic()
             self._nncf()
             self.stages.keep("nncf", settings, inputs, outputs, time.monotonic() - began)
-        write_card(self.bundle, quantization_figures(read_model(QuantizationReport, self.out / REPORT)))
         return read_model(QuantizationReport, self.out / REPORT)
 
     def _nncf(self) -> None:
@@ -273,6 +273,7 @@ class Quantizing:
             versions=versions(),
         )
         write_model(self.out / REPORT, report)
+        write_card(self.bundle, quantization_figures(report))
 
     def _replaced(self, exact: Bundle, quantized: Path) -> Bundle:
         """The full-precision bundle with another denoiser for ONNX."""
