@@ -213,6 +213,7 @@ def test_nobody_imports_upward() -> None:
     upward = {
         f"{name} imports {module}"
         for name in TREES
+        if name != "edge_sd"  # the package shows type checkers its functions, and imports nothing
         for module, _ in imports(name)
         if module.startswith("edge_sd") and layer(module) > layer(name)
     }
