@@ -60,7 +60,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 @pytest.fixture
 def unread(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     """From here on the test fails where an image is read."""
-    monkeypatch.setattr("edge_sd.cli._options.read_data", lambda values, size: pytest.fail("images were read"))
+    monkeypatch.setattr("edge_sd.api.images.read_images", lambda config, size, observer: pytest.fail("images were read"))
 
 
 @pytest.fixture(scope="module")

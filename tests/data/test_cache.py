@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edge_sd.cli._options import read_data
+from edge_sd.api.images import image_settings, read_images
+from edge_sd.cli._console import TERMINAL
 from edge_sd.data import DataConfig, ImageData, open_data
 from edge_sd.errors import EdgeSDError
 
@@ -191,14 +192,14 @@ def test_of_several_processes_one_decodes(pictures: Any, write_folder: Any, tmp_
 def test_the_command_knows_how_many_processes_there_are_and_one_speaks(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = {"source": str(folder), "max_broken": 1, "seed": 7}
+    settings = image_settings({"source": str(folder), "max_broken": 1, "seed": 7})
     monkeypatch.setenv("EDGE_SD_CACHE", str(tmp_path / "cache"))
-    alone = read_data(values, SIZE)
+    alone = read_images(settings, SIZE, TERMINAL)
     assert not (tmp_path / "cache").exists()
     assert "left out 1 of 7 images" in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert_same(read_data(values, SIZE), alone)
+    assert_same(read_images(settings, SIZE, TERMINAL), alone)
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert "left out" not in capsys.readouterr().err
 

@@ -224,9 +224,9 @@ def test_steps_out_of_range_are_refused(solver: str, steps: int) -> None:
 @pytest.mark.parametrize("spacing", ["trailing", "quadratics"])
 @pytest.mark.parametrize("solver", BOTH)
 def test_an_unknown_spacing_is_named_with_the_known_ones(solver: str, spacing: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown spacing '{spacing}' of {solver}") as caught:
+    with pytest.raises(UsageError, match=f"unknown spacing of {solver} '{spacing}'") as caught:
         compile_plan(NoiseSchedule(), 10, solver=solver, spacing=spacing)
-    assert caught.value.hint == "one of linear, quadratic"
+    assert caught.value.hint == ("quadratic? " if spacing == "quadratics" else "") + "one of linear, quadratic"
 
 
 def test_the_other_solvers_do_not_know_its_spacing() -> None:
