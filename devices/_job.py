@@ -30,7 +30,7 @@ class Job(Record):
         ceiling: measure the machine's own ceiling beside.
         minutes: of calls one after the other, after all else, for a curve of time and temperature.
         most_seconds: after which warm-up ends, and after which the timed calls do, however few there were.
-        patience: seconds without a word after which the device counts as gone.
+        patience: seconds without a word after which the device counts as gone; five times that where it is imitated.
         memory_mib: limit of the job's memory, where the device can set one.
         processors: numbers of the processors that the job is pinned to, where the device can; empty: any.
     """

@@ -43,11 +43,6 @@ class Failure:
     error: EdgeSDError
 
 
-def plain_name(place: str) -> str:
-    """A place as a part of a file's name, whatever its serial holds."""
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in place)[:60]
-
-
 # (task, done, total, note)
 ObserveTask = Callable[[Task, int, int, str], None]
 

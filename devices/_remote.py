@@ -27,6 +27,9 @@ from edge_sd.runtimes._child import last_words
 from edge_sd.runtimes.evidence import load_evidence
 
 PATIENCE = 120.0  # seconds without a word
+_IMITATED = (
+    5  # how many times longer an imitated processor may be silent: Python alone takes a minute of it where much is going on
+)
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 _STEP = re.compile(r"step (\d+) of (\d+)")
 _NO_SPACE = re.compile(r"no space left|disk quota|not enough space|ENOSPC", re.IGNORECASE)
@@ -164,7 +167,8 @@ class RemoteConnection(Connection):
         pushed = self._work
         for command in pushed.commands:
             script = f"cd {pushed.folder} && exec {command.script}"
-            done = self._transport.shell(script, patience=pushed.job.patience, on_line=progress_of(observe))
+            patience = pushed.job.patience * (_IMITATED if self._transport.emulated else 1)
+            done = self._transport.shell(script, patience=patience, on_line=progress_of(observe))
             if done.status:
                 raise self._failed(done)
 

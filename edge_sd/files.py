@@ -129,6 +129,11 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
             _remove(temporary)
 
 
+def plain_name(text: str) -> str:
+    """A plain file name for a title, whatever a device's address or somebody's folder holds."""
+    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in ".-") else "-" for letter in text)[:120]
+
+
 def link_or_copy(source: Path, destination: Path) -> None:
     """Give a file a second name, or copy it where the file system cannot; whoever changes one of them writes a new file."""
     destination.parent.mkdir(parents=True, exist_ok=True)

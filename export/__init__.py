@@ -2,7 +2,6 @@
 
 from edge_sd.callable_module import make_callable
 from edge_sd.export._card import carded as carded
-from edge_sd.export._card import renew_card as renew_card
 from edge_sd.export._check import Check as Check
 from edge_sd.export._check import find_targets as find_targets
 from edge_sd.export._check import parse_size as parse_size

@@ -1,20 +1,20 @@
-"""The bundle's model card: what a person reads who finds the folder. It is made of the bundle alone, and can be made again."""
+"""The bundle's model card: what a person reads who finds the folder. It is made of the bundle alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edge_sd.bundle import Bundle, Manifest, file_entries, write_bundle
+from edge_sd.bundle import Manifest, file_entries
 from edge_sd.bundle.bits import effective_bits
-from edge_sd.bundle.manifest import CARD, REFERENCE, FileEntry, Program
+from edge_sd.bundle.manifest import CARD, FileEntry, Program
 from edge_sd.checkpoint import CheckpointHeader
 from edge_sd.diffusion import Plan
 from edge_sd.export._card_code import how_to_run
-from edge_sd.files import link_or_copy, sha256, write_text
+from edge_sd.files import sha256, write_text
 from edge_sd.models.count import count
 from edge_sd.pretrained import note_of
-from edge_sd.quantize.checkpoint import QuantizedHeader, load_any
+from edge_sd.quantize.checkpoint import QuantizedHeader
 
 Header = CheckpointHeader | QuantizedHeader
 
@@ -181,16 +181,3 @@ def _files(manifest: Manifest) -> str:
 
 def _listed(lines: Sequence[str]) -> str:
     return "\n".join(f"* {line}" for line in lines)
-
-
-def renew_card(bundle: Bundle) -> Bundle:
-    """Write a bundle's card again from what the bundle holds; programs and all else stay, the manifest's hashes follow."""
-    checkpoint = load_any(bundle.path / REFERENCE)
-
-    def fill(folder: Path) -> Manifest:
-        for name in bundle.manifest.files:
-            if name != CARD:
-                link_or_copy(bundle.path / name, folder / name)
-        return carded(folder, bundle.manifest, bundle.plan, checkpoint.header)
-
-    return write_bundle(bundle.path, fill, overwrite=True)

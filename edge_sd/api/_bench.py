@@ -145,6 +145,6 @@ def measured_floors(bundle: "Bundle", tasks: "Sequence[Task]", observer: Observe
 
 
 def _file_name(result: "BenchResult", number: int) -> str:
-    from edge_sd.devices._pool import plain_name
+    from edge_sd.files import plain_name
 
     return f"{number:02d}-{plain_name(result.device.title)}-{result.job.runtime}"

@@ -1,9 +1,9 @@
 """A checkpoint and a plan become a bundle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_sd.api.observer import SILENT, Observer
 from edge_sd.pretrained import DEFAULT
@@ -47,8 +47,7 @@ def export(
         UsageError: an unknown name, an option or operator that a target refuses, or `output` exists.
         EdgeSDError: a program will not fit the budget or the disk.
     """
-    given = {name: value for name, value in locals().items() if name != "observer"}
-    return Exporting.of(**given).write(observer)
+    return Exporting.of(dict(locals())).write(observer)
 
 
 @dataclass(frozen=True)
@@ -65,69 +64,41 @@ class Exporting:
     overwrite: bool
 
     @classmethod
-    def of(
-        cls,
-        checkpoint: str | Path,
-        *,
-        target: Sequence[str],
-        output: str | Path | None,
-        solver: str | None,
-        steps: int | None,
-        spacing: str | None,
-        plan: str | Path | None,
-        decoder: str | Path | None,
-        strict_bits: bool,
-        temporal: bool,
-        onnx_opset: int,
-        delegate: str,
-        coreml_precision: str,
-        coreml_os: str,
-        ram_budget: str | None,
-        max_fallback: float | None,
-        seed: int,
-        goldens: int,
-        overwrite: bool,
-        dry_run: bool = False,
-    ) -> "Exporting":
+    def of(cls, given: Mapping[str, Any], *, dry_run: bool = False) -> "Exporting":
         """From the arguments of `export`.
 
         Args:
             dry_run: nothing will be written, so `output` may exist.
         """
-        from edge_sd.api.settings import plan_source
+        from edge_sd.api.settings import pick, plan_source
         from edge_sd.bundle.bundle import SUFFIX
         from edge_sd.diffusion.choice import PlanFile, lineage
         from edge_sd.errors import UsageError
         from edge_sd.export import ExportRequest, TargetOptions, find_targets, parse_size
         from edge_sd.pretrained import model_path
         from edge_sd.quantize.checkpoint import QuantizedHeader, open_any
-        from edge_sd.validation import validated
 
-        named, path = Path(checkpoint), model_path(checkpoint)
+        named, path = Path(given["checkpoint"]), model_path(given["checkpoint"])
         beside = Path(f"{path.resolve().name}{SUFFIX}") if path.is_dir() else path.with_suffix(SUFFIX)
-        out = Path(output or (beside if path == named else named.name + SUFFIX))
-        if out.exists() and not overwrite and not dry_run:  # before the weights are read
+        out = Path(given["output"] or (beside if path == named else named.name + SUFFIX))
+        if out.exists() and not given["overwrite"] and not dry_run:  # before the weights are read
             raise UsageError(f"{out} exists", "give --overwrite to replace it, or another -o")
-        options = {
-            "onnx_opset": onnx_opset,
-            "executorch_delegate": delegate,
-            "coreml_precision": coreml_precision,
-            "coreml_os": coreml_os,
-        }
-        target_options = validated(TargetOptions, options, "options of the target")
-        find_targets(tuple(target))
-        source = plan_source(None if plan is None else Path(plan), solver, steps, spacing)
-        opened = open_any(path, None if decoder is None else Path(decoder))
+        target_options = pick(TargetOptions, {**given, "executorch_delegate": given["delegate"]}, "options of the target")
+        find_targets(tuple(given["target"]))
+        solver, steps, spacing = given["solver"], given["steps"], given["spacing"]
+        source = plan_source(_path(given["plan"]), solver, steps, spacing)
+        opened = open_any(path, _path(given["decoder"]))
         header = opened.checkpoint.header
         recipe = header.recipe if isinstance(header, QuantizedHeader) else None
         own = ("dpmpp", 20, None) if recipe is None else (recipe.solver, recipe.steps, recipe.spacing)
         read = source.plan(header.noise_schedule, header.prediction, lineage(header)) if isinstance(source, PlanFile) else None
         request = ExportRequest(
-            targets=tuple(target), options=target_options, solver=solver or own[0], steps=own[1] if steps is None else steps,
-            spacing=spacing or own[2], plan=read, seed=seed, goldens=goldens, temporal=temporal, max_fallback=max_fallback,
-            strict_bits=strict_bits, ram_budget=None if ram_budget is None else parse_size(ram_budget),
+            targets=tuple(given["target"]), options=target_options, solver=solver or own[0],
+            steps=own[1] if steps is None else steps, spacing=spacing or own[2], plan=read, seed=given["seed"],
+            goldens=given["goldens"], temporal=given["temporal"], max_fallback=given["max_fallback"],
+            strict_bits=given["strict_bits"], ram_budget=given["ram_budget"] and parse_size(given["ram_budget"]),
         )  # fmt: skip
-        return cls(opened, request, out, overwrite)
+        return cls(opened, request, out, given["overwrite"])
 
     def check(self) -> "list[Check]":
         """What would be refused and what would be needed; nothing is written."""
@@ -143,3 +114,7 @@ class Exporting:
             self.opened.checkpoint, self.out, self.request, decoder=self.opened.decoder, overwrite=self.overwrite,
             observe=lambda stage: observer.say(f"exporting: {stage}"),
         )  # fmt: skip
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)

@@ -108,7 +108,12 @@ Devices = Annotated[
     typer.Option("--device", help="NAME or NAME:ADDRESS, once for each device; edge-sd list devices. This machine if left out."),
 ]
 Patience = Annotated[
-    float, typer.Option("--patience", help="Seconds without a word after which a device counts as gone.", min=0.1)
+    float,
+    typer.Option(
+        "--patience",
+        help="Seconds without a word after which a device counts as gone; five times as many of an emulated one.",
+        min=0.1,
+    ),
 ]
 Form = Annotated[
     Literal["text", "json"], typer.Option("--format", help="Of what is printed on stdout: text for people, json for programs.")

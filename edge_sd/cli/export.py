@@ -63,12 +63,12 @@ def export(
 
     Example: edge-sd export runs/student/checkpoint.safetensors --target all -o student.edgesd
     """
-    given = {name: value for name, value in locals().items() if name != "form"}
+    given = dict(locals())
     from edge_sd.api._export import Exporting
     from edge_sd.cli._console import TERMINAL, say
     from edge_sd.export import refuse
 
-    work = Exporting.of(**given)
+    work = Exporting.of(given, dry_run=dry_run)
     if dry_run:
         checks = work.check()
         if form == "json":

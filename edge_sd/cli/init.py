@@ -23,15 +23,12 @@ def init(
     """
     from edge_sd.cli._console import say
     from edge_sd.errors import UsageError
-    from edge_sd.files import write_bytes
+    from edge_sd.files import plain_name, write_bytes
     from edge_sd.pipeline.scaffold import scaffold, survey
 
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists", "give --overwrite to replace it, or another -o")
     found = survey(data)
-    plain = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-"
-        for letter in (Path(data).name or Path(data).resolve().name)
-    )
-    write_bytes(output, scaffold(found, device, name or plain.strip("._-") or "mine").encode())
+    named = plain_name(Path(data).name or Path(data).resolve().name).strip(".-")
+    write_bytes(output, scaffold(found, device, name or named or "mine").encode())
     say(f"wrote {output} for {found.count} images; next: edge-sd run {output}")

@@ -108,23 +108,18 @@ def _print(report: "QuantizationReport") -> None:
 
 def print_bits(bundle: Path) -> None:
     """Print what was asked for, what is stored and what is computed with, for each target of a bundle."""
-    from collections import Counter
-
     from edge_sd.bundle import open_bundle
     from edge_sd.bundle.bits import effective_bits
     from edge_sd.cli._console import print_table
+    from edge_sd.report.tables import bits_of
 
     rows: list[tuple[object, ...]] = []
     for program in open_bundle(bundle).manifest.programs:
         if program.name != "denoiser" or not program.layers:
             continue
-        kinds = Counter(
-            (entry.requested, entry.requested_activations, entry.stored, entry.computed, entry.why, entry.fell_back)
-            for entry in program.layers
-        )
-        for (requested, activations, stored, computed, why, fell_back), count in kinds.items():
-            asked = f"w{requested or 'float'} a{activations or 'float'}"
-            rows.append((program.target, count, asked, f"{stored:g}", computed, "fell back" if fell_back else "", why))
+        for one in bits_of(program.layers):
+            fell_back = "fell back" if one.fell_back else ""
+            rows.append((program.target, one.layers, one.asked, one.stored, one.computed, fell_back, one.why))
         rows.append((program.target, len(program.layers), "in all", f"{effective_bits(program.layers):.2f}", "", "", ""))
     if rows:
         print_table("bits of the layers", ("target", "layers", "asked for", "stored", "computed", "", "why"), rows)

@@ -1,7 +1,6 @@
 """`edge-sd run`: teacher, student, bundle, samples, parity, latency and report, each once."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,13 @@ from edge_sd.bundle import open_bundle
 from edge_sd.checkpoint import Checkpoint, load_checkpoint
 from edge_sd.data import grid, rgb, save_png
 from edge_sd.devices import BenchResult, Job, bench, find_device
-from edge_sd.devices._pool import Failure, Task, plain_name, run_tasks
+from edge_sd.devices._pool import Task, run_tasks
 from edge_sd.devices.host import describe_host
 from edge_sd.diffusion import NoiseSchedule, compile_plan, solvers
-from edge_sd.errors import DeviceError, ParityError, UsageError, unknown
+from edge_sd.errors import EdgeSDError, ParityError, UsageError, unknown
 from edge_sd.evaluation.gates import gate_means
 from edge_sd.export import ExportRequest, export_bundle, find_targets
-from edge_sd.files import fingerprint, read_model, write_bytes, write_model, write_tensors, write_text
+from edge_sd.files import fingerprint, plain_name, read_model, write_bytes, write_model, write_tensors, write_text
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.learning import Learning, Update
 from edge_sd.pipeline.stages import Stages, hash_of, refuse_many_processes
@@ -70,7 +69,7 @@ class Run:
         Raises:
             UsageError: a name in the configuration is unknown, or `out` holds something else.
             ParityError: at the end, report and all written, if a runtime fell below its gate.
-            DeviceError: at the end likewise, if a device did not answer; the same run asks it again.
+            EdgeSDError: at the end likewise, if a device did not do its job; the same run asks it again.
         """
         self._check()
         text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -88,7 +87,7 @@ class Run:
         if failed:
             raise ParityError("; ".join(failed), f"{self.out / 'report.html'} shows where")
         if failures:
-            raise failures[0].error
+            raise failures[0]
         return parity
 
     # Before anything long
@@ -272,9 +271,9 @@ class Run:
                 lambda job=job, path=path: write_model(path, bench("host", open_bundle(self.bundle_path), job)),  # type: ignore[misc]
             )
 
-    def _devices(self) -> tuple[list[ParityResult], list[Failure]]:
+    def _devices(self) -> tuple[list[ParityResult], list[EdgeSDError]]:
         """Prove and time the bundle elsewhere; a device that does not answer keeps nothing else from being done."""
-        section, failures = self.config.bench, list[Failure]()
+        section, failures = self.config.bench, list[EdgeSDError]()
         job = Job(runtime="", threads=section.threads or 1, least_warmup=section.warmup, iterations=section.iterations)
         paths = {place: self.out / "bench" / f"{plain_name(place)}.json" for place in section.devices}
 
@@ -284,14 +283,15 @@ class Run:
                 [task], open_bundle(self.bundle_path), observe=lambda task, d, t, note: self.update(task.title, d, t, note)
             )
             if failed:
-                failures.extend(failed)
                 raise failed[0].error
             write_model(path, results[0])
 
         for place, path in paths.items():
             inputs, settings = {"bundle": hash_of(self.bundle_path)}, {**job.model_dump(), "place": place}
-            with suppress(DeviceError):
+            try:
                 self.stages.run(f"bench-{plain_name(place)}", settings, inputs, [path], lambda p=place, o=path: action(p, o))  # type: ignore[misc]
+            except EdgeSDError as error:
+                failures.append(error)
         found = [read_model(BenchResult, path) for path in paths.values() if path.exists()]
         digest = open_bundle(self.bundle_path).manifest.digest  # what lies there may be of an earlier one
         return [result.parity for result in found if result.parity and result.bundle_digest == digest], failures

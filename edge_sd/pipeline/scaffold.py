@@ -11,6 +11,9 @@ from PIL import Image
 from edge_sd.data.decode import FORMATS
 from edge_sd.data.local import find_files
 from edge_sd.errors import EdgeSDError, unknown
+from edge_sd.models import PRESETS
+from edge_sd.models.autoencoder import AutoencoderConfig
+from edge_sd.models.count import count
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.validation import validated
 
@@ -142,14 +145,17 @@ def _model(found: Survey) -> tuple[int, Sequence[str]]:
             "  train: {steps: 20000}",
         ]
     size = 128 if found.short_side >= 128 else 64
-    latent = size // 4
+    factor = AutoencoderConfig().factor
+    latent = size // factor
+    teacher_macs, student_macs = (count(PRESETS[name].config).macs for name in ("latent16-teacher", "latent16"))
     sized = f"\n  model: {{image_size: {latent}}}" if latent != 16 else ""
     return size, [
-        f"autoencoder:  # {size}×{size} pixels become {latent}×{latent} latents: 16 times less work in each step",
+        f"autoencoder:  # {size}×{size} pixels become {latent}×{latent} latents: {factor**2} times fewer places in each step",
         "  train: {steps: 5000}",
         f"teacher:\n  preset: latent16-teacher{sized}",
         f"  train: {{steps: 9000, warmup: 200}}  # {seen(9000)}; 200 for a trial of the whole way",
-        f"student:  # wavelet-gated, 2.3 times fewer multiply-accumulates than the teacher\n  preset: latent16{sized}",
+        f"student:  # wavelet-gated, {teacher_macs / student_macs:.1f} times fewer multiply-accumulates than the teacher",
+        f"  preset: latent16{sized}",
         "  train: {steps: 12000, warmup: 200}",
     ]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -38,11 +39,16 @@ _NOTE = Note(
 
 def note_of(digests: Collection[str]) -> Note | None:
     """The note of a shipped model, where one of the digests of weights is its; None of all other weights."""
+    return _NOTE if _digests() & {*digests} else None
+
+
+@cache
+def _digests() -> frozenset[str]:
+    """Of the weights that come with the package."""
     from edge_sd.checkpoint import CheckpointHeader
     from edge_sd.files import read_tensors
 
-    shipped = {read_tensors(CheckpointHeader, path)[0].digest for path in SHIPPED.values()}
-    return _NOTE if shipped & {*digests} else None
+    return frozenset(read_tensors(CheckpointHeader, path)[0].digest for path in SHIPPED.values())
 
 
 def model_path(given: str | Path) -> Path:

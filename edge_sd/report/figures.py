@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_sd.devices import BenchResult
+from edge_sd.files import plain_name
 from edge_sd.models.wavelets import SUBBANDS
 from edge_sd.report.data import Gates, Report, Spectrum, Subject
 from edge_sd.report.front import Point, Quality, points, quality_of, where
-from edge_sd.report.page import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SERIES, Panel, legend, panel, plain
+from edge_sd.report.page import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SERIES, Panel, legend, panel
 from edge_sd.report.parity import parity_panels
 
 Panels = dict[str, list[Panel]]
@@ -107,7 +108,9 @@ def _gates(gates: Gates, subject: Subject, own: str) -> Panel:
     ax.invert_xaxis()
     legend(figure, 4)
     ends = ", ".join(f"{name} {gates.values[0][band]:.2f} → {gates.values[-1][band]:.2f}" for band, name in enumerate(SUBBANDS))
-    return Panel(f"{own}-gates-{plain(gates.name)}", f"gates of {gates.name}", f"Mean gate from noise to image: {ends}", figure)
+    return Panel(
+        f"{own}-gates-{plain_name(gates.name)}", f"gates of {gates.name}", f"Mean gate from noise to image: {ends}", figure
+    )
 
 
 # Latency and memory

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from edge_sd.files import plain_name
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,7 +37,7 @@ class Panel:
     figure: "Figure"
 
     def __post_init__(self) -> None:
-        if plain(self.name) != self.name:
+        if plain_name(self.name) != self.name:
             raise ValueError(f"{self.name!r} is no plain name")
 
     def svg(self) -> str:
@@ -120,11 +122,6 @@ def template(name: str) -> Any:
         "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
     }
     return environment.get_template(name)
-
-
-def plain(text: str) -> str:
-    """A plain file name for a title, whatever a device's address holds."""
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in ".-") else "-" for letter in text)[:120]
 
 
 def in_bytes(count: float | None) -> str:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from edge_sd.bundle import Golden
 from edge_sd.data import grid, png_bytes, rgb
-from edge_sd.files import write_bytes, write_model, write_text
-from edge_sd.report.page import BLUE, GREY, ORANGE, RED, Panel, data_url, legend, panel, plain, template
+from edge_sd.files import plain_name, write_bytes, write_model, write_text
+from edge_sd.report.page import BLUE, GREY, ORANGE, RED, Panel, data_url, legend, panel, template
 from edge_sd.runtimes.evidence import Evidence
 from edge_sd.runtimes.parity import ParityResult, pictures_of
 from edge_sd.validation import Record
@@ -34,7 +34,7 @@ def write_parity(folder: Path, results: Sequence[ParityResult], sheets: Mapping[
     Args:
         sheets: PNG of `difference_sheet`, by the result's title.
     """
-    pictures = {name: f"{plain(name)}.png" for name in sheets}
+    pictures = {name: f"{plain_name(name)}.png" for name in sheets}
     for name, sheet in sheets.items():
         write_bytes(folder / pictures[name], sheet)
     report = ParityReport(results=list(results), pictures=pictures)

@@ -64,7 +64,7 @@ def find_subject(path: Path, folder: str, prefix: str, results: Sequence[Path] =
     if (path / RUN).is_file():
         return _run(path, bundle, folder, prefix, results)
     place = bundle.resolve().parent if is_bundle(path) else path
-    return _bundle(bundle, folder, prefix, [place, *results], bundle.stem)
+    return _bundle(bundle, folder, prefix, [place, *results])
 
 
 def bundle_of(path: Path) -> Path:
@@ -95,11 +95,11 @@ def bundle_of(path: Path) -> Path:
 # A bundle
 
 
-def _bundle(path: Path, folder: str, prefix: str, places: Sequence[Path], name: str) -> Found:
+def _bundle(path: Path, folder: str, prefix: str, places: Sequence[Path], *, goldens: bool = True) -> Found:
     bundle, records = open_bundle(path), read_records(places)
     header = load_any(path / REFERENCE).header
     subject = Subject(
-        name=name,
+        name=path.stem,
         source="bundle",
         models=[_row("exported model", bundle.manifest.model, bundle.manifest.weights_digest, header.provenance)],
         timesteps=bundle.plan.timestep.tolist(),
@@ -107,8 +107,11 @@ def _bundle(path: Path, folder: str, prefix: str, places: Sequence[Path], name: 
         nfe=len(bundle.plan),
         stochastic=bundle.plan.stochastic,
     )
-    pictures, files = gallery([golden_images(bundle, name)], folder, prefix, same_noise=True)
-    return _with_results(Found(subject.model_copy(update={"gallery": pictures}), bundle, files, records), header, folder, prefix)
+    files: Files = {}
+    if goldens:
+        pictures, files = gallery([golden_images(bundle, path.stem)], folder, prefix, same_noise=True)
+        subject = subject.model_copy(update={"gallery": pictures})
+    return _with_results(Found(subject, bundle, files, records), header, folder, prefix)
 
 
 def golden_images(bundle: Bundle, title: str, reference: str = "") -> Images:
@@ -178,9 +181,9 @@ def _row(role: str, model: ModelConfig, digest: str, provenance: Provenance) -> 
 
 def _run(path: Path, bundle: Path, folder: str, prefix: str, results: Sequence[Path]) -> Found:
     config = _config(path / RUN)
-    found = _bundle(bundle, folder, prefix, [path, *results], bundle.stem)
     paths = {role: path / "samples" / f"{role}.safetensors" for role in _ROLES}
     samples = {role: read_tensors(SampleHeader, file) for role, file in paths.items() if file.is_file()}
+    found = _bundle(bundle, folder, prefix, [path, *results], goldens=not samples)
     gates = path / "samples" / "gates.safetensors"
     checkpoints = _checkpoints(path, config)
     changes: dict[str, Any] = {
@@ -205,10 +208,8 @@ def _run(path: Path, bundle: Path, folder: str, prefix: str, results: Sequence[P
                    tensors["samples"], "student" if role == "exported" else "")
             for role, (header, tensors) in samples.items()
         ]  # fmt: skip
-        of_goldens = {file for each in (found.subject.gallery.drawn if found.subject.gallery else ())
-                      for file in (each.images, each.difference, each.log_spectrum)}  # fmt: skip
         changes["gallery"], drawn = gallery(images, folder, prefix, same_noise=True)
-        files = {**{file: png for file, png in files.items() if file not in of_goldens}, **drawn}
+        files = {**files, **drawn}
         if {"student", "exported"} <= samples.keys():
             changes["exported_psnr_db"] = psnr_db(samples["student"][1]["samples"], samples["exported"][1]["samples"])
     return replace(found, subject=found.subject.model_copy(update=changes), files=files)

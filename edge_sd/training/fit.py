@@ -56,6 +56,8 @@ def fit(
         network.load_state_dict(start.build().state_dict())
     if model.slim_widths:
         learner: DenoiseLearner = SlimmableLearner(network, schedule, prediction, plan)
+    elif plan is not None:
+        raise UsageError("a plan is of a model with slim widths", "--slimmable")
     else:
         learner = DenoiseLearner(network, schedule, prediction)
     begun = {} if start is None else {"start": start.header.digest}

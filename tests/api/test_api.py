@@ -106,7 +106,7 @@ def student(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Checkpoin
         folder / "teacher.safetensors", folder / "student", steps=2, batch_size=4, count=8, sample_every=0, observer=recorder
     )
     assert recorder.labels == ["reading images", "distilling tiny16"]
-    assert recorder.updates > 2
+    assert recorder.updates >= 2
     assert found.header == load_checkpoint(folder / "student" / "checkpoint.safetensors").header
     return folder / "student" / "checkpoint.safetensors"
 

@@ -170,8 +170,8 @@ OTHERS = ("--steps", 4, "-n", 3, "--fresh", 4, "--evaluations", TRIALS, "--proce
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("--fine", 3, "--steps", 1001), "1001 steps: a plan has at least 1 and at most the schedule's 1000"),
-        (("--fine", 3, "--steps", 0), "0 steps: a plan has at least 1"),
+        (("--fine", 3, "--steps", 1001), "1001 steps: a plan needs at least 1 and at most the schedule's 1000"),
+        (("--fine", 3, "--steps", 0), "0 steps: a plan needs at least 1"),
         (("--objective", "fid"), "unknown objective 'fid'"),
         (("--objective", "kid"), "needs real images and features"),
         (("--objective", "kid", "--data", "photos"), "needs real images and features"),

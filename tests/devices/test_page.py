@@ -1,6 +1,5 @@
 """The page as a person sees it: in a browser that selenium drives, as wide as a desktop's window and as a phone's."""
 
-import base64
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import picture
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -85,15 +85,6 @@ def complaints(browser: webdriver.Chrome) -> list[Any]:
     return [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[no-untyped-call]
 
 
-def keep_picture(browser: webdriver.Chrome, path: Path) -> None:
-    """The whole page; CI's test folder keeps it for whoever wants to look."""
-    height = browser.execute_script("return document.documentElement.scrollHeight")  # type: ignore[no-untyped-call]
-    width = browser.execute_script("return document.documentElement.clientWidth")  # type: ignore[no-untyped-call]
-    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-    shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    path.write_bytes(base64.b64decode(shot["data"]))
-
-
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (390, True)])
 def test_a_person_runs_it(width: int, dark: bool, drive: Drive, bundle: Bundle, tmp_path: Path) -> None:
     browser = drive(width, dark)
@@ -118,7 +109,7 @@ def test_a_person_runs_it(width: int, dark: bool, drive: Drive, bundle: Bundle, 
         places = [element.rect for element in browser.find_elements(By.CSS_SELECTOR, "main > *") if element.is_displayed()]
         assert len(places) == 6
         assert all(above["y"] + above["height"] <= below["y"] for above, below in pairwise(places))
-        keep_picture(browser, tmp_path / f"page-{width}.png")
+        picture(browser, tmp_path / f"page-{width}.png")
         assert complaints(browser) == []
         # And again, without loading the page anew.
         browser.find_element(By.ID, "run").click()
