@@ -1,7 +1,7 @@
 // Draw a bundle's golden image with ONNX Runtime on Android or on a JVM: Loop.draw(File("NAME.edgesd"), index).
 //
-// NOT VERIFIED: no Kotlin compiler has seen this file. The loop, the files and the noise are those of loop.py, which is tested. Needs
-// com.microsoft.onnxruntime:onnxruntime-android (on a JVM: onnxruntime) and org.json, which Android has.
+// Tested on a JVM, not on Android: compiled by Kotlin 1.3, with ONNX Runtime's Java API declared by the test and its computing done by
+// ONNX Runtime in Python. Needs com.microsoft.onnxruntime:onnxruntime-android (on a JVM: onnxruntime) and org.json, which Android has.
 package edgesd
 
 import ai.onnxruntime.OnnxTensor
@@ -106,7 +106,8 @@ object Loop {
         val size = buffer.getLong(0).toInt()
         val entries = JSONObject(String(data, 8, size, Charsets.UTF_8))
         val tensors = HashMap<String, Tensor>()
-        for (name in entries.keys()) {
+        for (key in entries.keys()) {
+            val name = key as String // org.json's iterators had no types once
             if (name == "__metadata__") continue
             val entry = entries.getJSONObject(name)
             val shape = entry.getJSONArray("shape").let { list -> (0 until list.length()).map { list.getInt(it) } }
@@ -191,9 +192,12 @@ class Program private constructor(private val session: OrtSession, private val i
                 else -> error("neither float32 nor int32")
             }
         }
-        session.run(feeds).use { result ->
+        val result = session.run(feeds)
+        try {
             val buffer = (result.get(0) as OnnxTensor).floatBuffer
             return FloatArray(buffer.remaining()).also { buffer.get(it) }
+        } finally {
+            result.close()
         }
     }
 
