@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from edge_sd.data import DataConfig
-from edge_sd.errors import UsageError
+from edge_sd.errors import UsageError, unknown
 from edge_sd.export import TargetOptions
 from edge_sd.models import PRESETS, ModelConfig
 from edge_sd.models.autoencoder import AutoencoderConfig
@@ -32,7 +32,8 @@ class ModelSection(Record):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; one of {', '.join(PRESETS)}")
+            error = unknown("preset", self.preset, PRESETS)
+            raise ValueError(f"{error.message}; {error.hint}")
         _ = self.config
         return self
 
