@@ -62,7 +62,7 @@ class _Connected(Connection):
             from coremltools.models.ml_program.experimental.remote_device import Device as Remote
             from coremltools.models.ml_program.experimental.remote_device import DeviceState
         except ImportError as error:
-            raise DeviceError(f"this Core ML Tools knows no remote devices: {error}", "pip install 'coremltools>=9.0'") from error
+            raise DeviceError(f"this Core ML Tools knows no remote devices: {error}", 'pip install "edge-sd[coreml]"') from error
         with quiet():
             known = [each for each in Remote.get_devices() if each.state == DeviceState.CONNECTED]
         found = [each for each in known if address in (each.identifier, each.udid)]

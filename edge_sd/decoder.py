@@ -206,7 +206,7 @@ def _diffusers_module(header: DecoderHeader) -> Any:
             import diffusers
     except ImportError as error:
         raise InstallationError(
-            f"the {header.architecture} needs diffusers, which is not installed", "pip install 'edge-sd[diffusers]'"
+            f"the {header.architecture} needs diffusers, which is not installed", 'pip install "edge-sd[diffusers]"'
         ) from error
     try:
         with quiet(), torch.device("meta"):

@@ -41,6 +41,9 @@ class Availability:
     remedy: str = ""
 
 
+EXTRAS = {"executorch": "executorch", "coremltools": "coreml"}  # which bring the versions that were tested
+
+
 def packages_available(*requirements: str) -> Availability:
     """Check that distributions are installed (not that they import; that is seen when they are used)."""
     found = []
@@ -48,5 +51,6 @@ def packages_available(*requirements: str) -> Availability:
         try:
             found.append(f"{requirement} {version(requirement)}")
         except PackageNotFoundError:
-            return Availability(False, f"{requirement} is not installed", f"pip install {requirement}")
+            wanted = f'"edge-sd[{EXTRAS[requirement]}]"' if requirement in EXTRAS else requirement
+            return Availability(False, f"{requirement} is not installed", f"pip install {wanted}")
     return Availability(True, ", ".join(found))

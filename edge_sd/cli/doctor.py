@@ -92,7 +92,7 @@ def _packages(thorough: bool) -> list[Finding]:
         needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if (not needed and extra is None) or requirement.name in findings:
             continue
-        remedy = f"pip install '{requirement.name}{requirement.specifier}'" if needed else f"pip install 'edge-sd[{extra}]'"
+        remedy = f'pip install "{requirement.name}{requirement.specifier}"' if needed else f'pip install "edge-sd[{extra}]"'
         try:
             found = version(requirement.name)
         except PackageNotFoundError:

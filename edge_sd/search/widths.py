@@ -90,7 +90,7 @@ def search(
         from pymoo.operators.crossover.pntx import PointCrossover
         from pymoo.problems.static import StaticProblem
     except ImportError as error:
-        raise InstallationError("the search for widths needs pymoo", "pip install 'edge-sd[search]'") from error
+        raise InstallationError("the search for widths needs pymoo", 'pip install "edge-sd[search]"') from error
 
     first = seeds(steps, len(costs.widths))
     rng = np.random.default_rng(seed)

@@ -577,7 +577,7 @@ def broken(name: str, folder: Path) -> str:
 @pytest.mark.parametrize("package", ["accelerate", "torch"])
 def test_doctor_names_what_is_broken(package: str, tmp_path: Path) -> None:
     done = call_outside(tmp_path, "doctor", "--thorough", PYTHONPATH=broken(package, tmp_path))
-    assert done.failed_with(5, f"{package} is broken", "does not import", f"pip install '{package}")
+    assert done.failed_with(5, f"{package} is broken", "does not import", f'pip install "{package}')
     assert re.search(rf"{package} .*broken", done.out)
 
 
