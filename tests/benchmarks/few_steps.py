@@ -49,7 +49,7 @@ KNOWN = {
 TUNED = "DDIM, tuned timesteps"
 # Objective of each search, and its trials by steps (0: as many as usual): one takes the longer, the more steps it has, and KID
 # hardly tells plans of many steps apart.
-FOUND = {"S3 by distance": ("trajectory", {5: 0, 10: 0, 20: 160, 50: 60}), "S3 by KID": ("kid", {5: 0, 10: 0})}
+FOUND = {"S3 by distance": ("trajectory", {5: 0, 10: 0, 20: 160, 50: 40}), "S3 by KID": ("kid", {5: 200, 10: 200})}
 
 
 class Owner(Record):
