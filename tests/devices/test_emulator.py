@@ -198,13 +198,21 @@ def test_package_sources_that_do_not_answer_are_named_with_the_log(empty: Path, 
     assert "127.0.0.1:9" in (home / "create.log").read_text()
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its words; empty once it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def interrupt(cache: Path, verb: str, when: str, number: signal.Signals) -> None:
     """Send a signal to `edge-sd emulator VERB` once a process with a word in its command, or a file of that name, is there."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-c", PROGRAM, "emulator", verb]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd="/") as process:
         deadline = time.monotonic() + 60
-        while not any(when in " ".join(each.cmdline()) for each in processes(cache)):
+        while not any(when in command_of(each) for each in processes(cache)):
             assert process.poll() is None, process.stderr and process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)
