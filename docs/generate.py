@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import typer
+from pydantic.json_schema import GenerateJsonSchema
 from typer.main import get_params_from_function
 from typer.models import ArgumentInfo, OptionInfo, ParamMeta
 
@@ -192,6 +193,13 @@ def presets_table() -> str:
 # Files
 
 
+class Written(GenerateJsonSchema):
+    """The schema of what is written: every field, also those that have a default."""
+
+    def field_is_required(self, field: typing.Any, total: bool) -> bool:
+        return True
+
+
 def between(text: str, mark: str, content: str) -> str:
     """Put content between `<!-- mark -->` and the next `<!-- end -->`.
 
@@ -206,7 +214,8 @@ def between(text: str, mark: str, content: str) -> str:
 
 def generated() -> dict[Path, str]:
     """Every generated file, or file with generated parts, as it should be."""
-    files: dict[Path, str] = {SCHEMA: json.dumps(Manifest.model_json_schema(), indent=1, ensure_ascii=False) + "\n"}
+    schema = Manifest.model_json_schema(schema_generator=Written)
+    files: dict[Path, str] = {SCHEMA: json.dumps(schema, indent=1, ensure_ascii=False) + "\n"}
     for verb, command in verbs().items():
         page = page_of(verb)
         files[page] = between(files.get(page, page.read_text()), f"options: {verb}", options_table(command))
