@@ -115,7 +115,7 @@ class Manifest(Record):
                 len(name.encode(errors="replace")) > 255
                 or path.is_absolute()
                 or ".." in path.parts
-                or "\\" in name
+                or not {"\\", ":"}.isdisjoint(name)
                 or str(path) != name
             ):
                 raise ValueError(f"{name!r} is not a plain path inside the bundle")

@@ -167,7 +167,7 @@ def test_what_is_no_bundle(kind: str, tmp_path: Path) -> None:
         open_bundle(path)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "..\\x", "./README.md", "a//b", "", "."])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:x", "./README.md", "a//b", "", "."])
 def test_a_manifest_that_names_a_path_outside(name: str, copied: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["files"][name] = manifest["files"][CARD]
