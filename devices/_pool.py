@@ -43,6 +43,10 @@ class Failure:
     error: EdgeSDError
 
 
+class _StoppedError(Exception):
+    """Who asked for it has gone: no further task is begun, and the one at work ends."""
+
+
 # (task, done, total, note)
 ObserveTask = Callable[[Task, int, int, str], None]
 
@@ -70,16 +74,25 @@ def run_tasks(
         UsageError, InstallationError: a device does not exist, or this machine lacks what it takes; nothing was begun.
     """
     devices = {task.place: find_device(task.place)[0] for task in tasks}
-    host, told = threading.Lock(), threading.Lock()
+    host, told, stopped = threading.Lock(), threading.Lock(), threading.Event()
     found: dict[int, BenchResult | Failure] = {}
+
+    def seen(task: Task, done: int, total: int, note: str) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+        observe(task, done, total, note)
 
     def work(place: str) -> None:
         own = [(number, task) for number, task in enumerate(tasks) if task.place == place]
         for number, task in own:
             with host if devices[place].shares_host else nullcontext():
                 try:
-                    result = _one(task, bundle, gate, floors, observe)
+                    result = _one(task, bundle, gate, floors, seen)
+                except _StoppedError:
+                    return
                 except EdgeSDError as error:
+                    if stopped.is_set():  # it was killed
+                        return
                     found[number] = Failure(task, error)
                     if isinstance(error, DeviceError):
                         observe(task, 1, 1, f"failed: {error.message}")
@@ -94,6 +107,7 @@ def run_tasks(
             for future in as_completed(futures):
                 future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             _process.interrupt()  # what is waited for ends, so that every connection is closed before this goes on
             raise

@@ -78,7 +78,7 @@ class Search:
         settings: what the trials depend on.
         objective: what the scorer scores by.
         folder: everything is written there.
-        evaluations: trials in all.
+        evaluations: trials in all; more where the known solvers alone are.
         fresh: samples by which finalists are ranked.
         minutes: no trial is begun after so many; finalists are still ranked.
         observe: called with (what is done, trials done, in all, a note).
@@ -223,7 +223,8 @@ class Search:
                 )
                 append(found[number])
                 best = min(best, score.value)
-                self.observe("searching", len(found), self.evaluations, f"best {best:.4g}")
+                total = max(self.evaluations, first + len(proposals))  # the known solvers are tried in any case
+                self.observe("searching", len(found), total, f"best {best:.4g}")
                 if time.monotonic() > until:
                     break
         return [found[first + i] for i in range(len(proposals)) if first + i in found]

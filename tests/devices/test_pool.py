@@ -132,12 +132,24 @@ def test_an_interruption_ends_all_jobs_and_closes_all_connections(bundle: Bundle
     assert time.monotonic() - began < 30
 
 
+def test_after_an_interruption_no_other_job_begins(bundle: Bundle, boards: Boards) -> None:
+    """Nor of the same device, whose job was killed in the middle."""
+    long = QUICK.model_copy(update={"minutes": 10.0})
+
+    def on_result(result: BenchResult) -> None:
+        raise KeyboardInterrupt
+
+    tasks = [Task("board:one", QUICK), Task("board:two", long), *[Task("board:two", QUICK)] * 3]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(tasks, bundle, on_result=on_result)
+    assert time.monotonic() - began < 120
+    assert boards.log.count(("two", "begins")) == 1
+
+
 def test_a_failure_in_words_is_kept_too(bundle: Bundle, boards: Boards) -> None:
     wrong = QUICK.model_copy(update={"runtime": "coreml-reference"})
     results, failures = run_tasks([Task("host", wrong), Task("board:fine", QUICK)], bundle)
     assert len(results) == 1
     assert isinstance(failures[0].error, EdgeSDError)
     assert "coreml" in failures[0].error.message
-
-
-_ = BenchResult
