@@ -27,9 +27,7 @@ from edge_sd.runtimes._child import last_words
 from edge_sd.runtimes.evidence import load_evidence
 
 PATIENCE = 120.0  # seconds without a word
-_IMITATED = (
-    5  # how many times longer an imitated processor may be silent: Python alone takes a minute of it where much is going on
-)
+_IMITATED = 5  # how many times longer an imitated processor may be silent: Python alone takes a minute of it on a busy machine
 _PLAIN = re.compile(r"/[A-Za-z0-9._/-]+")
 _STEP = re.compile(r"step (\d+) of (\d+)")
 _NO_SPACE = re.compile(r"no space left|disk quota|not enough space|ENOSPC", re.IGNORECASE)

@@ -140,10 +140,8 @@ def test_after_an_interruption_no_other_job_begins(bundle: Bundle, boards: Board
         raise KeyboardInterrupt
 
     tasks = [Task("board:one", QUICK), Task("board:two", long), *[Task("board:two", QUICK)] * 3]
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_tasks(tasks, bundle, on_result=on_result)
-    assert time.monotonic() - began < 120
     assert boards.log.count(("two", "begins")) == 1
 
 

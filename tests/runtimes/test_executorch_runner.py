@@ -483,12 +483,17 @@ def test_it_measures_as_the_job_says(bundle: Bundle) -> None:
     assert version("executorch").partition("+")[0] in found.runtime_version
 
 
-def test_it_measures_a_ceiling(bundle: Bundle) -> None:
-    """Of the same order as a matrix product's here; how near they are, on a quiet machine, is a benchmark's matter."""
-    done = measure(bundle, "--iterations", "3", "--images", "0", "--threads", "1")
-    found = parse_model(Measurement, done.stdout, "the runner")
-    assert found.ceiling_gflops is not None
-    assert 0.02 < found.ceiling_gflops / ceiling(1)[0] < 50
+def test_its_ceiling_is_no_less_than_a_matrix_product(bundle: Bundle) -> None:
+    """The best of either, in turn: other work on the machine makes both less."""
+    own, product = 0.0, 0.0
+    for _ in range(8):
+        done = measure(bundle, "--iterations", "3", "--images", "0", "--threads", "1")
+        found = parse_model(Measurement, done.stdout, "the runner")
+        assert found.ceiling_gflops is not None
+        own, product = max(own, found.ceiling_gflops), max(product, ceiling(1)[0])
+        if own > 0.5 * product:
+            break
+    assert own > 0.5 * product
 
 
 @pytest.mark.parametrize(
