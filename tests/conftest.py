@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from once import Once, made_once
 
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.data import DataConfig, ImageData, open_data
@@ -45,6 +47,13 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
             if not parameter.any():
                 fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
                 parameter.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Once:
+    """(name, fill) → the folder of that name, filled once in these tests, by whichever process asked first."""
+    base = tmp_path_factory.getbasetemp()
+    return partial(made_once, (base.parent if hasattr(request.config, "workerinput") else base) / "once")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from once import Once
 
 from edge_sd.checkpoint import Checkpoint
 from edge_sd.export import ExportRequest, export_bundle
@@ -14,12 +15,10 @@ MakeDisk = Callable[[int], Path]
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny.edgesd for torch and ONNX, 4 steps, 2 trajectories; whichever folder of tests asks first makes it for all."""
-    path = tmp_path_factory.getbasetemp() / "shared" / "tiny.edgesd"
-    if not path.exists():
-        export_bundle(tiny_checkpoint, path, ExportRequest(("onnx",), steps=4, seed=5, goldens=2))
-    return path
+def tiny_bundle(tiny_checkpoint: Checkpoint, once: Once) -> Path:
+    """tiny.edgesd for torch and ONNX, 4 steps, 2 trajectories."""
+    request = ExportRequest(("onnx",), steps=4, seed=5, goldens=2)
+    return once("tiny", lambda folder: export_bundle(tiny_checkpoint, folder / "tiny.edgesd", request)) / "tiny.edgesd"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from once import Once
 
 from decoders import same_size_decoder
 from edge_sd.bundle import Bundle, open_bundle
@@ -19,12 +20,11 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def bundle(make_model: Callable[..., SpectralUNet], decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(make_model: Callable[..., SpectralUNet], decoder: Decoder, once: Once) -> Bundle:
     """8 px, 4 steps, 2 trajectories; denoiser, temporal and decoder for each target there is: none is passed over."""
-    path = tmp_path_factory.mktemp("contract") / "tiny.edgesd"
     checkpoint = Checkpoint.of(make_model(image_size=8), SCHEDULES["cosine"], "v", Provenance(made_by="train", steps=3))
     # Core ML's default is half precision, some 60 dB: in single precision it is held to what every other format is held to.
     options = TargetOptions(coreml_precision="fp32")
     request = ExportRequest(("all",), options, steps=4, seed=5, goldens=2, temporal=True)
-    export_bundle(checkpoint, path, request, decoder=decoder)
-    return open_bundle(path)
+    folder = once("contract", lambda folder: export_bundle(checkpoint, folder / "tiny.edgesd", request, decoder=decoder))
+    return open_bundle(folder / "tiny.edgesd")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from once import Once
 
 from decoders import same_size_decoder
 from edge_sd.bundle import Bundle, open_bundle
@@ -13,10 +14,10 @@ from edge_sd.models.unet import SpectralUNet
 
 
 @pytest.fixture(scope="session")
-def bundle(make_model: Callable[..., SpectralUNet], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def bundle(make_model: Callable[..., SpectralUNet], once: Once, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """8 px, 4 steps of a stochastic solver, 2 trajectories; denoiser, temporal and decoder for ONNX and ExecuTorch."""
-    path = tmp_path_factory.mktemp("devices") / "tiny.edgesd"
     checkpoint = Checkpoint.of(make_model(image_size=8), SCHEDULES["cosine"], "v", Provenance(made_by="train", steps=3))
     request = ExportRequest(("onnx", "executorch"), solver="ddpm", steps=4, seed=5, goldens=2, temporal=True)
-    export_bundle(checkpoint, path, request, decoder=same_size_decoder(tmp_path_factory.mktemp("autoencoder")))
-    return open_bundle(path)
+    decoder = same_size_decoder(tmp_path_factory.mktemp("autoencoder"))
+    folder = once("devices", lambda folder: export_bundle(checkpoint, folder / "tiny.edgesd", request, decoder=decoder))
+    return open_bundle(folder / "tiny.edgesd")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from once import Once
 
 from documented import Ran, run_page
 from edge_sd.autoencoder import AutoencoderFile
@@ -26,10 +27,7 @@ class Extractor:
 RunPage = Callable[[Path], list[Ran]]
 
 
-@pytest.fixture(scope="session")
-def stand_ins(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once; each page has a copy."""
-    folder = tmp_path_factory.mktemp("documented")
+def _fill(folder: Path, tiny_checkpoint: Checkpoint) -> None:
     data = open_data(DataConfig(count=24), 64)
     for name in ("photos", "held-out"):
         (folder / name).mkdir()
@@ -52,7 +50,12 @@ def stand_ins(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
     (folder / "plans" / "steps-10").mkdir(parents=True)
     bundle.plan.bare().save(folder / "plans" / "steps-10" / "plan.safetensors")
     bundle.plan.bare().save(folder / "eight.safetensors")
-    return folder
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tiny_checkpoint: Checkpoint, once: Once) -> Path:
+    """Made once; each page has a copy."""
+    return once("documented", lambda folder: _fill(folder, tiny_checkpoint))
 
 
 @pytest.fixture

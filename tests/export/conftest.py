@@ -6,8 +6,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from once import Once
 
-from edge_sd.bundle import Bundle
+from edge_sd.bundle import Bundle, open_bundle
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.decoder import Decoder, load_decoder
 from edge_sd.diffusion import SCHEDULES
@@ -43,31 +44,35 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def latent(make_checkpoint: MakeCheckpoint, decoder: Decoder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def latent(make_checkpoint: MakeCheckpoint, decoder: Decoder, once: Once) -> Bundle:
     """Gated, with decoder and temporal, for every target; Core ML for iOS 18."""
     request = ExportRequest(("all",), TargetOptions(coreml_os="iOS18"), steps=4, goldens=2, seed=3, temporal=True)
-    return export_bundle(make_checkpoint(), tmp_path_factory.mktemp("latent") / "latent.edgesd", request, decoder=decoder)
+    folder = once("latent", lambda folder: export_bundle(make_checkpoint(), folder / "latent.edgesd", request, decoder=decoder))
+    return open_bundle(folder / "latent.edgesd")
 
 
 @pytest.fixture(scope="session")
-def by_context(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def by_context(make_checkpoint: MakeCheckpoint, once: Once) -> Bundle:
     """Three classes as two context tokens each, for every target; Core ML for iOS 17, single precision."""
     checkpoint = make_checkpoint(num_classes=3, class_conditioning="context", context_dim=6, context_tokens=2)
     options = TargetOptions(coreml_os="iOS17", coreml_precision="fp32")
     request = ExportRequest(("all",), options, solver="ddim", steps=3, goldens=4)
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("context") / "context.edgesd", request)
+    folder = once("context", lambda folder: export_bundle(checkpoint, folder / "context.edgesd", request))
+    return open_bundle(folder / "context.edgesd")
 
 
 @pytest.fixture(scope="session")
-def by_addition(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def by_addition(make_checkpoint: MakeCheckpoint, once: Once) -> Bundle:
     """Three classes added to the time embedding; db2, resampling inside of blocks; for ONNX and ExecuTorch."""
     checkpoint = make_checkpoint(num_classes=3, wavelet="db2", resample="block", scale_shift=True)
     request = ExportRequest(("onnx", "executorch"), steps=3, goldens=3)
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("addition") / "addition.edgesd", request)
+    folder = once("addition", lambda folder: export_bundle(checkpoint, folder / "addition.edgesd", request))
+    return open_bundle(folder / "addition.edgesd")
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def onnx_bundle(make_checkpoint: MakeCheckpoint, once: Once) -> Bundle:
     """The plainest: ungated, for ONNX alone; tests that damage it copy it."""
     request = ExportRequest(("onnx",), steps=4, goldens=2, seed=7)
-    return export_bundle(make_checkpoint(gating=False), tmp_path_factory.mktemp("plain") / "plain.edgesd", request)
+    folder = once("plain", lambda folder: export_bundle(make_checkpoint(gating=False), folder / "plain.edgesd", request))
+    return open_bundle(folder / "plain.edgesd")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from once import Once
 
 from edge_sd.pipeline.config import RunConfig
 from edge_sd.pipeline.run import Run
@@ -52,11 +53,9 @@ def walk(make_config: Callable[..., dict[str, Any]]) -> Walk:
 
 
 @pytest.fixture(scope="session")
-def finished(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(walk: Walk, once: Once) -> Path:
     """The folder of a run that nothing disturbed."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    walk(out)
-    return out
+    return once("finished", lambda folder: walk(folder / "out")) / "out"
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from chromium import browser as chromium
+from once import Once
 from selenium import webdriver
 
 from edge_sd.bundle import open_bundle
@@ -57,24 +58,27 @@ def _measured(path: Path, folder: Path, runtimes: tuple[str, ...], kid: float) -
 
 
 @pytest.fixture(scope="session")
-def exact(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exact(tiny_checkpoint: Checkpoint, once: Once) -> Path:
     """tiny.edgesd for ONNX, with parity, times and an evaluation beside it."""
-    folder = tmp_path_factory.mktemp("exact")
-    request = ExportRequest(("onnx",), steps=4, goldens=2)
-    export_bundle(tiny_checkpoint, folder / "tiny.edgesd", request)
-    _measured(folder / "tiny.edgesd", folder, ("onnxruntime", "torch"), 1.5)
-    return folder / "tiny.edgesd"
+
+    def fill(folder: Path) -> None:
+        export_bundle(tiny_checkpoint, folder / "tiny.edgesd", ExportRequest(("onnx",), steps=4, goldens=2))
+        _measured(folder / "tiny.edgesd", folder, ("onnxruntime", "torch"), 1.5)
+
+    return once("exact", fill) / "tiny.edgesd"
 
 
 @pytest.fixture(scope="session")
-def quantized(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(tiny_checkpoint: Checkpoint, once: Once) -> Path:
     """The folder of a quantization of the same model to W8A8, rounded to nearest, with results in it."""
-    folder = tmp_path_factory.mktemp("quantized")
-    tiny_checkpoint.save(folder / "tiny.safetensors")
-    few = ("--iterations", 0, "--trajectories", 2, "--groups", 1, "--steps", 4)
-    succeeded("quantize", folder / "tiny.safetensors", "--bits", 8, *few, "-o", folder / "w8a8")
-    _measured(folder / "w8a8" / "w8a8.edgesd", folder / "results", ("onnxruntime",), 1.8)
-    return folder / "w8a8"
+
+    def fill(folder: Path) -> None:
+        tiny_checkpoint.save(folder / "tiny.safetensors")
+        few = ("--iterations", 0, "--trajectories", 2, "--groups", 1, "--steps", 4)
+        succeeded("quantize", folder / "tiny.safetensors", "--bits", 8, *few, "-o", folder / "w8a8")
+        _measured(folder / "w8a8" / "w8a8.edgesd", folder / "results", ("onnxruntime",), 1.8)
+
+    return once("quantized", fill) / "w8a8"
 
 
 @pytest.fixture(scope="session")

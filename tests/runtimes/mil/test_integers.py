@@ -20,7 +20,7 @@ from edge_sd.quantize.recipe import Recipe, default_layers
 from edge_sd.runtimes.coreml_reference import CoreMLReferenceRuntime
 
 MakeModel = Callable[..., SpectralUNet]
-# The trajectory in which no activation lies so near to an edge of its grid that a last bit decides; one call in six has such.
+# In this trajectory no activation lies so near to an edge of its grid that a last bit decides; a third of all calls have such.
 CLEAR = 2
 CASES = [(8, "iOS17"), (4, "iOS18")]
 
