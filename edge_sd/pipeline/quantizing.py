@@ -258,6 +258,7 @@ class Quantizing:
         model = self.parent.build()
         quality = measure(model, predict, bundle.plan, self.decoder, images=request.images, seed=request.seed)
         report = QuantizationReport(
+            digest=bundle.manifest.digest,
             engine="nncf",
             model=self.model,
             starts=(0,),
@@ -313,6 +314,7 @@ def _report(
     floats = sum(value.size for value in own if value.dtype == np.float32)
     quantized = sum(numbers[name] for name in recipe.grids)
     return QuantizationReport(
+        digest=checkpoint.header.digest,
         engine=checkpoint.header.engine,
         model=model,
         starts=recipe.starts,

@@ -28,6 +28,10 @@ def figures(report: Report) -> Panels:
     if timed:
         found["latency"] = _latency(timed, several=report.several)
         found["memory"] = _memory(timed, several=report.several)
+        found["sustained"] = [
+            _sustained(result, f"sustained-{index}", f"{name}: " if report.several else "")
+            for index, (name, result) in enumerate(timed) if result.sustained
+        ]  # fmt: skip
     if report.gallery is not None:
         found["spectrum"] = _spectra(report.gallery.spectra, report.gallery.count, "all")
     quality = quality_of(report) if report.several else None
@@ -41,7 +45,6 @@ def _of_subject(subject: Subject, own: str) -> Panels:
         "loss": [_loss(role, subject, own) for role in subject.curves],
         "gates": [_gates(gates, subject, own) for gates in subject.gates],
         "parity": parity_panels(subject.parity, own),
-        "sustained": [_sustained(result, f"{own}-{index}") for index, result in enumerate(subject.bench) if result.sustained],
     }
     if subject.gallery is not None:
         found["spectrum"] = _spectra(subject.gallery.spectra, subject.gallery.count, own)
@@ -179,7 +182,7 @@ def _memory(timed: Sequence[tuple[str, BenchResult]], *, several: bool) -> list[
     return [Panel("memory", "forecast and measured", f"Memory of the program, forecast and measured: {said}", figure)]
 
 
-def _sustained(result: BenchResult, own: str) -> Panel:
+def _sustained(result: BenchResult, name: str, whose: str) -> Panel:
     figure, ax = panel()
     assert result.measurement is not None  # noqa: S101 (what is sustained was measured)
     curve = result.measurement.sustained
@@ -188,7 +191,7 @@ def _sustained(result: BenchResult, own: str) -> Panel:
     ax.plot(minutes, [moment.p90_ms for moment in curve], color=ORANGE, linewidth=0.9, label="p90")
     ax.set(xlabel="minutes", ylabel="ms", ylim=(0, None))
     legend(figure)
-    return Panel(f"{own}-sustained", f"sustained: {where(result)}", f"Calls without a pause: {result.sustained}", figure)
+    return Panel(name, f"sustained: {whose}{where(result)}", f"Calls without a pause, {whose}{result.sustained}", figure)
 
 
 # Size, quality, latency

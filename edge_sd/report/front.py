@@ -7,7 +7,7 @@ from edge_sd.bundle import Manifest
 from edge_sd.bundle.manifest import WEIGHTS
 from edge_sd.devices import BenchResult
 from edge_sd.devices._bench import target_of
-from edge_sd.devices._compare import compare_results
+from edge_sd.devices._compare import Comparison, compare_results
 from edge_sd.errors import EdgeSDError
 from edge_sd.report.data import Report, Subject
 
@@ -95,8 +95,11 @@ def points(report: Report) -> list[Point]:
 
 def where(result: BenchResult) -> str:
     """Runtime, device and threads: what two times have to share."""
-    device = "" if result.device.title == "host" else f" on {result.device.title}"
-    return f"{result.job.runtime}{device}, {result.job.threads} thread{'s' if result.job.threads > 1 else ''}"
+    return _place(result.job.runtime, result.device.title, result.job.threads)
+
+
+def _place(runtime: str, device: str, threads: int) -> str:
+    return f"{runtime}{'' if device == 'host' else f' on {device}'}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _best(point: Point, others: Sequence[Point]) -> bool | None:
@@ -131,5 +134,21 @@ def speedup(a: BenchResult, b: BenchResult) -> str:
         found = compare_results(a, b)
     except EdgeSDError as error:
         return error.message
-    told = "" if found.faster else ", cannot tell"
-    return f"{found.speedup:.2f}× ({found.low:.2f}–{found.high:.2f}){told}"
+    return _times(found, found.speedup, found.low, found.high)
+
+
+def interleaved(comparisons: Sequence[Comparison], a: Subject, b: Subject, place: str) -> str | None:
+    """The same of blocks that took turns, by the last of such comparisons; None where these two were not timed so."""
+    pair = a.bundle.digest, b.bundle.digest
+    for found in reversed(comparisons):
+        here = found.a.runtime == found.b.runtime and _place(found.a.runtime, found.device.title, found.threads) == place
+        if found.interleaved and here:
+            if (found.a.bundle_digest, found.b.bundle_digest) == pair:
+                return _times(found, found.speedup, found.low, found.high)
+            if (found.b.bundle_digest, found.a.bundle_digest) == pair:
+                return _times(found, 1 / found.speedup, 1 / found.high, 1 / found.low)
+    return None
+
+
+def _times(found: Comparison, ratio: float, low: float, high: float) -> str:
+    return f"{ratio:.2f}× ({low:.2f}–{high:.2f}){'' if found.faster else ', cannot tell'}"

@@ -45,6 +45,8 @@ class QuantizationReport(Record):
     """quantize.json.
 
     Attributes:
+        digest: of the weights that came out; with NNCF, which makes a program and no weights, of the bundle. Empty in records of
+            before they held one.
         engine: whose roundings these are.
         starts: the step with which each group of steps begins.
         group_errors: error of the prediction, relative to its power, with activations alone quantized in 1, 2, … groups of steps.
@@ -55,6 +57,7 @@ class QuantizationReport(Record):
 
     schema_version: Literal[1] = 1
     kind: Literal["quantization"] = "quantization"
+    digest: str = ""
     engine: str
     model: str
     starts: tuple[int, ...]

@@ -41,8 +41,7 @@ class Records:
     """All results below some folders, oldest first, whatever they are of.
 
     Attributes:
-        bench, evaluations, comparisons: as they were read.
-        quantizations: with the folder that they lie in.
+        bench, evaluations, comparisons, quantizations: as they were read.
         left_out: what could not be read, and why.
     """
 
@@ -50,7 +49,7 @@ class Records:
     bench: list[BenchResult] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
-    quantizations: list[tuple[Path, QuantizationReport]] = field(default_factory=list)
+    quantizations: list[QuantizationReport] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -119,7 +118,7 @@ def _add(found: Records, path: Path, record: Record) -> None:
     elif isinstance(record, Comparison):
         found.comparisons.append(record)
     elif isinstance(record, QuantizationReport):
-        found.quantizations.append((path.parent, record))
+        found.quantizations.append(record)
 
 
 def _inside(folder: Path, name: str | None) -> Path | None:

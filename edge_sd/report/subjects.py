@@ -142,13 +142,16 @@ def _with_results(found: Found, header: CheckpointHeader | QuantizedHeader, fold
             files[file] = each.picture.read_bytes()
             sheets.append(Sheet(title=each.result.title, file=file))
     calibration = header.calibration if isinstance(header, QuantizedHeader) else None
-    quantization = next((each for _, each in reversed(records.quantizations) if each.calibration == calibration), None)
+    # Of one model and one calibration there may be many: records of before they knew a digest are told by the latter.
+    quantized = [
+        each for each in records.quantizations if (each.digest in digests if each.digest else each.calibration == calibration)
+    ]
     changes: dict[str, Any] = {
         "parity": [*(each.result for each in proofs), *_newest(further, lambda each: each.title)],
         "sheets": sheets,
         "bench": timed,
         "evaluations": evaluations,
-        "quantization": quantization,
+        "quantization": quantized[-1] if quantized else None,
     }
     return replace(found, subject=subject.model_copy(update=changes), files=files)
 

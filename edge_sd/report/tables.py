@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edge_sd.bundle.bits import LayerBits, effective_bits
 from edge_sd.bundle.manifest import Program
 from edge_sd.report.data import ModelRow, Report, Subject
-from edge_sd.report.front import exported_targets, speedup, target_bytes, where
+from edge_sd.report.front import exported_targets, interleaved, speedup, target_bytes, where
 from edge_sd.report.page import in_bytes
 
 NONE = "–"
@@ -36,7 +36,7 @@ def side_by_side(report: Report) -> list[Line]:
         lines.append(_line(f"parity, {title}", subjects, lambda one, title=title: _parity(one, title)))  # type: ignore[misc]
     for place in dict.fromkeys(where(result) for one in subjects for result in one.bench):
         lines.append(_line(f"p50 (95 %), {place}", subjects, lambda one, place=place: _time(one, place)))  # type: ignore[misc]
-        lines.append(_line(f"faster than {first.name}, {place}", subjects, lambda one, place=place: _ratio(first, one, place)))  # type: ignore[misc]
+        lines.append(_line(f"faster than {first.name}, {place}", subjects, lambda one, place=place: _ratio(report, one, place)))  # type: ignore[misc]
         lines.append(_line(f"memory of the program (forecast), {place}", subjects, lambda one, place=place: _memory(one, place)))  # type: ignore[misc]
     names = [(figure.name, figure.n) for one in subjects for evaluation in one.evaluations for figure in evaluation.figures]
     for name, n in dict.fromkeys(names):
@@ -85,7 +85,11 @@ def _time(subject: Subject, place: str) -> str:
     return f"{latency.p50_ms:.2f} ms ({latency.low_ms:.2f}–{latency.high_ms:.2f}){marked}"
 
 
-def _ratio(first: Subject, subject: Subject, place: str) -> str:
+def _ratio(report: Report, subject: Subject, place: str) -> str:
+    first = report.subjects[0]
+    in_turn = interleaved(report.comparisons, first, subject, place)
+    if in_turn is not None and subject is not first:
+        return f"{in_turn}, interleaved"
     a, b = (next((result for result in one.bench if where(result) == place), None) for one in (first, subject))
     return NONE if a is None or b is None or subject is first else speedup(a, b)
 
@@ -148,7 +152,8 @@ def summary(report: Report) -> list[str]:
         lines += [lead + line for line in _said_of(subject)]
     for found in report.comparisons:
         pair = f"{found.a.bundle} (A) and {found.b.bundle} (B), {found.a.runtime}"
-        lines.append(f"Interleaved on {found.device.processor}, {pair}: {found.verdict}.")
+        how = "Interleaved" if found.interleaved else "Of two occasions"
+        lines.append(f"{how} on {found.device.processor}, {pair}: {found.verdict}.")
     return lines
 
 

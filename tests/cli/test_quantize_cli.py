@@ -18,6 +18,7 @@ from edge_sd.evaluation import snr_db
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.quantize import _quantize, load_quantized, load_recipe
 from edge_sd.report.quantization import QuantizationReport
+from edge_sd.report.subjects import find_subject
 from edge_sd.runtimes.parity import check_parity
 from edge_sd.runtimes.values import values
 from verbs import call, refused
@@ -214,6 +215,8 @@ def test_nncf_is_an_engine(checkpoint: Path, tmp_path: Path) -> None:
     assert done.code == 0, done
     bundle = open_bundle(tmp_path / "q" / "q.edgesd")
     assert bundle.program("onnx").options["engine"] == "nncf"
+    assert report_of(tmp_path / "q").digest == bundle.manifest.digest
+    assert find_subject(tmp_path / "q", "f", "").subject.quantization == report_of(tmp_path / "q")
     assert report_of(tmp_path / "q").quality.mean_db > 5
     refused(call("quantize", checkpoint, "--bits", 4, "--engine", "nncf", *QUICK, "-o", tmp_path / "r"), 2, "4")
 

@@ -15,14 +15,17 @@ from PIL import Image
 from edge_sd.bundle import open_bundle
 from edge_sd.bundle.manifest import WEIGHTS, FileEntry
 from edge_sd.devices import BenchResult
+from edge_sd.devices._compare import Comparison, Side
 from edge_sd.files import read_model, write_model
-from edge_sd.report.assemble import assemble
+from edge_sd.quantize.checkpoint import load_quantized
+from edge_sd.report.assemble import Choice, assemble
 from edge_sd.report.card import card_path
 from edge_sd.report.data import Report
 from edge_sd.report.front import Point, _best, points, quality_of, target_bytes
 from edge_sd.report.page import BLUE, RED, Panel, panel
 from edge_sd.report.parity import ParityReport
 from edge_sd.report.pictures import Files, Images, gallery
+from edge_sd.report.quantization import QuantizationReport
 from edge_sd.report.records import read_records
 from edge_sd.report.tables import NONE, bits_of, side_by_side, summary
 from verbs import call, refused, succeeded
@@ -178,6 +181,44 @@ def test_layers_in_groups_are_all_layers(compared: tuple[Report, Files]) -> None
     groups = bits_of(program.layers)
     assert sum(group.layers for group in groups) == len(program.layers)
     assert {group.asked for group in groups} >= {"w8 a8"}
+
+
+def test_times_that_took_turns_come_before_those_of_two_occasions(compared: tuple[Report, Files]) -> None:
+    report = compared[0]
+    (result,) = report.subjects[0].bench
+    first, second = (
+        Side(bundle=one.name, bundle_digest=one.bundle.digest, runtime=result.job.runtime, runtime_version="", blocks_ms=(1.0,))
+        for one in report.subjects
+    )
+
+    def ratio(a: Side, b: Side, *, interleaved: bool = True, threads: int = result.job.threads) -> str:
+        found = Comparison(
+            device=result.device, times=result.times, threads=threads, a=a, b=b, interleaved=interleaved,
+            speedup=2.0, low=1.6, high=2.5,
+        )  # fmt: skip
+        lines = side_by_side(report.model_copy(update={"comparisons": [found]}))
+        (cells,) = [line.cells for line in lines if line.label.startswith("faster than")]
+        assert cells[0] == NONE
+        return cells[1]
+
+    assert ratio(first, second) == "2.00× (1.60–2.50), interleaved"
+    assert ratio(second, first) == "0.50× (0.40–0.62), interleaved"
+    apart = ratio(first, second, interleaved=False)
+    assert apart == ratio(first, second, threads=result.job.threads + 1)
+    assert "interleaved" not in apart
+
+
+def test_of_two_quantizations_by_one_calibration_each_has_its_own_record(quantized: Path, tmp_path: Path) -> None:
+    record = read_model(QuantizationReport, quantized / "quantize.json")
+    assert record.digest == load_quantized(quantized / "model.safetensors").header.digest
+    other = record.model_copy(update={"digest": "f" * 64, "effective_bits": 2.5})
+    write_model(tmp_path / "newer.json", other)
+    report, _ = assemble([quantized], "f", Choice(results=(tmp_path,)))
+    assert report.subjects[0].quantization == record
+    write_model(tmp_path / "newer.json", other.model_copy(update={"digest": ""}))  # as they were before they held one
+    report, _ = assemble([quantized], "f", Choice(results=(tmp_path,)))
+    assert report.subjects[0].quantization is not None
+    assert report.subjects[0].quantization.effective_bits == 2.5
 
 
 def test_two_of_one_name_are_told_apart(exact: Path, copied: Path, tmp_path: Path) -> None:
