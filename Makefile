@@ -13,11 +13,12 @@ TYPED := .build/typed
 
 install: $(VENV)/installed
 
+# What is left out is a note of setuptools on how it makes an installation that follows the sources.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet $(EDITABLE) ".[dev]"
+	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/pip install --quiet $(EDITABLE) ".[dev]"
 	touch $@
 
 # Train, distil, export, prove and measure the built-in example; then open out/demo/report.html. Then the shipped emoji model, proved in
