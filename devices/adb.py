@@ -143,17 +143,17 @@ class AdbTransport(Transport):
 
         The serial must be one of the list: adb itself would take more, `model:…` say, and so another device.
         """
-        began = time.monotonic()
+        began, said = time.monotonic(), ""
         while True:
+            spent = time.monotonic() - began  # before it is looked for: however long connecting took, it is looked for afterwards
             there = list_serials()
             states = [listed.state for listed in there if listed.serial == self.address]
             if states == ["device"]:
                 return
-            said = ""
+            if spent > (max(seconds, _READY) if states else seconds):
+                break
             if self._network and (not states or states == ["offline"]):
                 said = self._connect(stale=bool(states))
-            if time.monotonic() - began > (max(seconds, _READY) if states else seconds):
-                break
             time.sleep(0.25)
         if len(states) > 1:
             raise DeviceError(f"{len(states)} devices have the serial {self.address}", "unplug all but one of them")

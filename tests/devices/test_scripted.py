@@ -5,6 +5,7 @@ job are the real ones.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,19 @@ def test_a_phone_that_never_greets() -> None:
     with phone_that(Silent()) as phone:
         took = refused(lambda: AdbTransport(phone.serial), ExitCode.DEVICE, "is not", phone.serial)
         assert took < 30
+
+
+def test_a_machine_so_busy_that_connecting_takes_longer_than_looking(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = tmp_path_factory.mktemp("busy") / "adb"
+    busy.write_text(f'#!/bin/sh\n[ "$1" != connect ] || sleep 1.5\nexec {shutil.which("adb")} "$@"\n')
+    busy.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{busy.parent}:{os.environ['PATH']}")
+    with phone_that() as phone:
+        adb = AdbTransport(phone.serial)
+        assert adb.shell("id -un").text == "shell"
+        adb.close()
 
 
 def test_a_phone_that_went_away_is_no_device(bundle: Bundle) -> None:
