@@ -73,15 +73,20 @@ class Comparison(Record):
         return "A" if self.high < 1 / (1 + LEAST) else None
 
     @property
+    def turned(self) -> "Comparison":
+        """The same, with A and B exchanged."""
+        ratio, low, high = 1 / self.speedup, 1 / self.high, 1 / self.low
+        return self.model_copy(update={"a": self.b, "b": self.a, "speedup": ratio, "low": low, "high": high})
+
+    @property
     def verdict(self) -> str:
         """One sentence."""
         percent = f"{self.confidence:.0%}".replace("%", " %")
+        turned = self.turned
         if self.faster is None:
-            return f"cannot tell: B takes {1 / self.speedup:.3f} of A's time ({percent} {1 / self.high:.3f}–{1 / self.low:.3f})"
-        ratio, low, high = (
-            (self.speedup, self.low, self.high) if self.faster == "B" else (1 / self.speedup, 1 / self.high, 1 / self.low)
-        )
-        return f"{self.faster} is {ratio:.2f}× faster ({percent} {low:.2f}–{high:.2f})"
+            return f"cannot tell: B takes {turned.speedup:.3f} of A's time ({percent} {turned.low:.3f}–{turned.high:.3f})"
+        told = self if self.faster == "B" else turned
+        return f"{self.faster} is {told.speedup:.2f}× faster ({percent} {told.low:.2f}–{told.high:.2f})"
 
 
 def order_of(pairs: int) -> str:

@@ -134,21 +134,18 @@ def speedup(a: BenchResult, b: BenchResult) -> str:
         found = compare_results(a, b)
     except EdgeSDError as error:
         return error.message
-    return _times(found, found.speedup, found.low, found.high)
+    return _told(found)
 
 
 def interleaved(comparisons: Sequence[Comparison], a: Subject, b: Subject, place: str) -> str | None:
     """The same of blocks that took turns, by the last of such comparisons; None where these two were not timed so."""
     pair = a.bundle.digest, b.bundle.digest
-    for found in reversed(comparisons):
+    for found in (one for comparison in reversed(comparisons) for one in (comparison, comparison.turned)):
         here = found.a.runtime == found.b.runtime and _place(found.a.runtime, found.device.title, found.threads) == place
-        if found.interleaved and here:
-            if (found.a.bundle_digest, found.b.bundle_digest) == pair:
-                return _times(found, found.speedup, found.low, found.high)
-            if (found.b.bundle_digest, found.a.bundle_digest) == pair:
-                return _times(found, 1 / found.speedup, 1 / found.high, 1 / found.low)
+        if found.interleaved and here and (found.a.bundle_digest, found.b.bundle_digest) == pair:
+            return _told(found)
     return None
 
 
-def _times(found: Comparison, ratio: float, low: float, high: float) -> str:
-    return f"{ratio:.2f}× ({low:.2f}–{high:.2f}){'' if found.faster else ', cannot tell'}"
+def _told(found: Comparison) -> str:
+    return f"{found.speedup:.2f}× ({found.low:.2f}–{found.high:.2f}){'' if found.faster else ', cannot tell'}"

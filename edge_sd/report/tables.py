@@ -87,11 +87,13 @@ def _time(subject: Subject, place: str) -> str:
 
 def _ratio(report: Report, subject: Subject, place: str) -> str:
     first = report.subjects[0]
+    if subject is first:
+        return NONE
     in_turn = interleaved(report.comparisons, first, subject, place)
-    if in_turn is not None and subject is not first:
+    if in_turn is not None:
         return f"{in_turn}, interleaved"
     a, b = (next((result for result in one.bench if where(result) == place), None) for one in (first, subject))
-    return NONE if a is None or b is None or subject is first else speedup(a, b)
+    return NONE if a is None or b is None else speedup(a, b)
 
 
 def _memory(subject: Subject, place: str) -> str:
