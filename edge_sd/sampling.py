@@ -1,6 +1,7 @@
 """Drawing samples from a model: its features for a plan, its denoiser as the plan's program."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from edge_sd.diffusion.plan import Plan
 from edge_sd.models.config import check_label
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
+
+Unet = TypeVar("Unet", bound=torch.nn.Module)
 
 
 def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> NDArray[np.float32]:
@@ -31,6 +34,17 @@ def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> 
     with torch.no_grad():
         features: NDArray[np.float32] = model.temporal(times, labels).cpu().numpy()
     return features
+
+
+def ready_to_draw(model: Unet) -> Unet:
+    """The model on the accelerator, where there is one; on a CPU with channels last.
+
+    That is what oneDNN's float32 convolutions want: `emoji64` takes 1.2× less time of a thread with every batch from 8 to 48 (training
+    in bfloat16 takes 1.2× more).
+    """
+    if torch.cuda.is_available():
+        return model.to("cuda")
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def sample_model(

@@ -176,14 +176,14 @@ class CheckpointDrawer(Drawer):
 
         from edge_sd.diffusion import execute, gaussian_batch
         from edge_sd.models.stepped import select
-        from edge_sd.sampling import plan_features
+        from edge_sd.sampling import plan_features, ready_to_draw
 
         if threads is not None:
             torch.set_num_threads(threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         found = self._model()
         plan = self._compile(found.checkpoint.header)
-        model = found.checkpoint.build(plan.header.widths).to(device)
+        model = ready_to_draw(found.checkpoint.build(plan.header.widths))
+        device = next(model.parameters()).device
         decoder = None if found.decoder is None else found.decoder.build().to(device)
         labels, _ = labels_of(model.config, self.label)
         # (classes, N, F): the rows of time features, one block a class.

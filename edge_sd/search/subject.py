@@ -18,7 +18,7 @@ from edge_sd.evaluation.draw import labels_of
 from edge_sd.files import tensors_digest
 from edge_sd.models.slim import StepAwareUNet
 from edge_sd.models.stepped import select
-from edge_sd.sampling import plan_features
+from edge_sd.sampling import plan_features, ready_to_draw
 
 if TYPE_CHECKING:
     from edge_sd.models.unet import SpectralUNet
@@ -106,12 +106,12 @@ def open_subject(path: Path, label: int | None = None) -> Subject:
 
     found = open_model(path)
     header = found.checkpoint.header
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = ready_to_draw(found.checkpoint.build())
     return Subject(
-        found.checkpoint.build().to(device),
+        model,
         header.noise_schedule,
         header.prediction,
-        None if found.decoder is None else found.decoder.build().to(device),
+        None if found.decoder is None else found.decoder.build().to(next(model.parameters()).device),
         labels_of(header.model, label)[0],
     )
 
