@@ -39,8 +39,8 @@ def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> 
 def ready_to_draw(model: Unet) -> Unet:
     """The model on the accelerator, where there is one; on a CPU with channels last.
 
-    That is what oneDNN's float32 convolutions want: `emoji64` takes 1.2× less time of a thread with every batch from 8 to 48 (training
-    in bfloat16 takes 1.2× more).
+    That is what oneDNN's convolutions in float32 want: `emoji64` takes 1.2× less time on one thread, with batches from 8 to 48
+    (training in bfloat16 takes 1.2× more).
     """
     if torch.cuda.is_available():
         return model.to("cuda")
