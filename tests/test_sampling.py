@@ -8,7 +8,7 @@ from edge_sd.autoencoder import AutoencoderFile
 from edge_sd.checkpoint import Checkpoint, Provenance
 from edge_sd.diffusion import compile_plan
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
-from edge_sd.sampling import decode, sample_model
+from edge_sd.sampling import decode, ready_to_draw, sample_model
 
 
 def test_a_step_is_told_when_it_is_done(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +38,14 @@ def test_decoding_tells_of_each_image() -> None:
     assert told == [(1, 3), (2, 3), (3, 3)]
     with torch.no_grad():
         np.testing.assert_allclose(images, model.decoder(torch.from_numpy(latents)).numpy(), atol=1e-5)
+
+
+def test_channels_last_draw_the_same(tiny_checkpoint: Checkpoint) -> None:
+    """To a rounding: other sums of the same numbers."""
+    header = tiny_checkpoint.header
+    plan = compile_plan(header.noise_schedule, 3, solver="dpmpp", prediction=header.prediction)
+    plainly, ready = tiny_checkpoint.build(), ready_to_draw(tiny_checkpoint.build())
+    if not torch.cuda.is_available():
+        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in ready.parameters() if weight.ndim == 4)
+    expected = sample_model(plainly, plan, count=3)
+    np.testing.assert_allclose(sample_model(ready.cpu(), plan, count=3), expected, atol=1e-5 * np.abs(expected).max())

@@ -2,9 +2,11 @@
 
 ONNX Runtime against torch eager on the same bundle (random weights), interleaved A B B A in one process, batch 1: the ratio's
 median and its 95 % bootstrap interval. Beside it the floor: the multiply-accumulates at the best fp32 convolution rate that
-this machine shows in the same run.
+this machine shows in the same run. Then, as samples are drawn here, 32 together on one thread: channels last against channels
+first.
 """
 
+import copy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,8 +24,9 @@ from edge_sd.models import PRESETS
 from edge_sd.models.count import count
 from edge_sd.models.unet import SpectralUNet
 from edge_sd.runtimes import find_runtime
+from edge_sd.sampling import ready_to_draw
 
-BLOCKS, CALLS = 24, 4
+BLOCKS, CALLS, DRAWN = 24, 4, 32
 
 
 def main(preset_name: str = "tiny16", threads: int = 2) -> None:
@@ -45,6 +48,14 @@ def main(preset_name: str = "tiny16", threads: int = 2) -> None:
     print(f"torch eager  {np.median(eager):8.2f} ms a call")
     print(f"onnxruntime  {np.median(ort):8.2f} ms a call, {median:.2f}× faster (95 % {low:.2f}–{high:.2f})")
     print(f"fp32 floor   {floor:8.2f} ms at the machine's convolution rate; onnxruntime takes {np.median(ort) / floor:.1f}× that")
+    torch.set_num_threads(1)
+    model = checkpoint.build()
+    first, last = interleaved(drawing(model), drawing(ready_to_draw(copy.deepcopy(model))), blocks=BLOCKS // 2, calls=1)
+    low, median, high = ratio_interval(first, last)
+    print(
+        f"drawing {DRAWN}   {np.median(last):8.2f} ms a step on one thread with channels last, "
+        f"{median:.2f}× faster (95 % {low:.2f}–{high:.2f})"
+    )
 
 
 def caller(bundle: Bundle, runtime: str, threads: int) -> Callable[[], object]:
@@ -52,6 +63,18 @@ def caller(bundle: Bundle, runtime: str, threads: int) -> Callable[[], object]:
     session = find_runtime(runtime).load(bundle, threads)
     golden = bundle.golden.trajectories[0]
     return lambda: session(golden.samples[:1], golden.features[:1])
+
+
+def drawing(model: SpectralUNet) -> Callable[[], object]:
+    """A call of the denoiser in torch for samples that are drawn together."""
+    x = torch.randn(DRAWN, *model.config.sample_shape)
+    features = model.temporal(torch.full((DRAWN,), 500.0)).detach()
+
+    def call() -> object:
+        with torch.no_grad():
+            return model.denoise(x, features)
+
+    return call
 
 
 if __name__ == "__main__":
