@@ -95,7 +95,7 @@ def bench(
     )
     tasks = _tasks(opened, device or ["host"], runtime or [], job, own_threads=threads is None)
     floors = measured_floors(opened, tasks, observer)
-    done = 0
+    done, shares = 0, [Rising() for _ in tasks]
     with observer.progress("bench") as update:
 
         def on_result(result: "BenchResult") -> None:
@@ -105,10 +105,28 @@ def bench(
             done += 1
 
         def observe(task: "Task", part: int, parts: int, note: str) -> None:
-            update(100 * done + int(100 * part / max(parts, 1) * 0.99), 100 * len(tasks), f"{task.title} {note}")
+            share = shares[tasks.index(task)].of(part / max(parts, 1))
+            update(100 * done + int(99 * share), 100 * len(tasks), f"{task.title} {note}")
 
         results, failures = run_tasks(tasks, opened, floors=floors, on_result=on_result, observe=observe)
     return Benchmark(tuple(results), tuple(failures))
+
+
+class Rising:
+    """A fraction that starts over with each part of a job (copying, proving, timing), as one that only rises.
+
+    How many parts there will be is not known: each takes half of what those before it left.
+    """
+
+    def __init__(self) -> None:
+        self._before, self._last = 0.0, 0.0
+
+    def of(self, fraction: float) -> float:
+        """A fraction of the part that goes on, 0 … 1 → of the whole, 0 … 1."""
+        if fraction < self._last:
+            self._before += (1 - self._before) / 2
+        self._last = fraction
+        return self._before + fraction * (1 - self._before) / 2
 
 
 def _tasks(bundle: "Bundle", places: Sequence[str], names: Sequence[str], job: "Job", *, own_threads: bool) -> "list[Task]":
