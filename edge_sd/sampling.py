@@ -1,7 +1,6 @@
 """Drawing samples from a model: its features for a plan, its denoiser as the plan's program."""
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from edge_sd.diffusion.plan import Plan
 from edge_sd.models.config import check_label
 from edge_sd.models.stepped import select
 from edge_sd.models.unet import SpectralUNet
-
-Unet = TypeVar("Unet", bound=torch.nn.Module)
 
 
 def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> NDArray[np.float32]:
@@ -36,7 +33,7 @@ def plan_features(model: SpectralUNet, plan: Plan, label: int | None = None) -> 
     return features
 
 
-def ready_to_draw(model: Unet) -> Unet:
+def ready_to_draw(model: SpectralUNet) -> SpectralUNet:
     """The model on the accelerator, where there is one; on a CPU with channels last.
 
     That is what oneDNN's convolutions in float32 want: `emoji64` takes 1.2× less time on one thread, with batches from 8 to 48
