@@ -32,6 +32,8 @@ def distill(
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     warmup: int = 50,
+    ema_decay: float = 0.995,
+    flip: bool = True,
     spatial_weight: float = 0.1,
     frequency_weight: float = 0.1,
     alpha: float = -1.0,

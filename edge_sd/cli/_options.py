@@ -52,6 +52,10 @@ Steps = Annotated[int, typer.Option("--steps", help="Training steps.", min=1)]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a step, over all processes.", min=1)]
 LearningRate = Annotated[float, typer.Option("--learning-rate", "--lr", help="Peak learning rate.")]
 Warmup = Annotated[int, typer.Option("--warmup", help="Steps in which the learning rate rises.", min=0)]
+EmaDecay = Annotated[
+    float, typer.Option("--ema-decay", help="Of the average of weights that is kept; nearer to 1 for longer training: 0.999.")
+]
+Flip = Annotated[bool, typer.Option("--flip/--no-flip", help="Learn mirror images too; not where left and right matter.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16.")]
 Accumulate = Annotated[
     int, typer.Option("--accumulate", help="Slices in which each process computes its share of a batch, to save memory.", min=1)

@@ -31,6 +31,8 @@ def distill(
     batch_size: option.BatchSize = 32,
     learning_rate: option.LearningRate = 1e-3,
     warmup: option.Warmup = 50,
+    ema_decay: option.EmaDecay = 0.995,
+    flip: option.Flip = True,
     spatial_weight: Annotated[float, typer.Option("--spatial-weight", help="λ_s of the loss.")] = 0.1,
     frequency_weight: Annotated[float, typer.Option("--frequency-weight", help="λ_f of the loss.")] = 0.1,
     alpha: Annotated[float, typer.Option("--alpha", help="Exponent of the clean spectrum in the frequency weights.")] = -1.0,

@@ -48,6 +48,8 @@ def train(
     batch_size: option.BatchSize = 32,
     learning_rate: option.LearningRate = 1e-3,
     warmup: option.Warmup = 50,
+    ema_decay: option.EmaDecay = 0.995,
+    flip: option.Flip = True,
     precision: option.Precision = "auto",
     accumulate: option.Accumulate = 1,
     compile: option.Compile = False,
