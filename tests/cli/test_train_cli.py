@@ -50,6 +50,15 @@ def test_widths_learn_where_a_plan_calls_them(first: Path, plan: Path, tmp_path:
     assert load_checkpoint(tmp_path / "one" / "checkpoint.safetensors").header.model.slim_widths == ()
 
 
+def test_mirror_images_are_learnt_unless_refused(first: Path, tmp_path: Path) -> None:
+    for verb in (("train",), ("distill", "--teacher", first)):
+        given = (*verb, "--preset", "tiny16", *DATA, "-o", tmp_path / verb[0])
+        succeeded(*given, "--no-flip", "--ema-decay", 0.5)
+        kept = load_checkpoint(tmp_path / verb[0] / "checkpoint.safetensors").header.provenance.settings["train"]
+        assert (kept["flip"], kept["ema_decay"]) == (False, 0.5)
+        refused(call(*given, "--ema-decay", 0.5), 1, "train.flip was False, now True")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
