@@ -30,6 +30,10 @@ def train(
         Path | None,
         typer.Option("--start", help="Checkpoint to begin with, in place of random weights; it says what --preset would."),
     ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option("--width", help="Of --start: widen the model; --slimmable, the width that it had is a slim one.", min=2),
+    ] = None,
     slimmable: Annotated[
         bool,
         typer.Option("--slimmable", help="Learn weights that work at narrower widths too: edge-sd widths."),
@@ -65,6 +69,8 @@ def train(
     Example: edge-sd train --data photos/ --resize --preset small64 --steps 50000 -o runs/teacher
 
     For a width at each step: edge-sd train --slimmable --preset latent16-slim --autoencoder emoji64 --data emoji/ -o runs/slim
+
+    Around a trained one: edge-sd train --slimmable --start emoji64-teacher --width 64 --autoencoder emoji64 --data emoji/ -o runs/wide
     """
     given = dict(locals())
     from edge_sd.api.images import image_settings, read_samples
@@ -75,12 +81,15 @@ def train(
     from edge_sd.foreign import open_model
     from edge_sd.models import ModelConfig
     from edge_sd.models.slim import usual_widths
+    from edge_sd.models.widen import wider_config
     from edge_sd.training import TrainConfig, fit
     from edge_sd.training.loop import CHECKPOINT
     from edge_sd.validation import validated
 
     begun = None if start is None else open_model(option.shipped(start))
     if begun is None:
+        if width is not None:
+            raise UsageError("--width is of --start", "a preset has its own: edge-sd list presets")
         name = preset or "tiny16"
         chosen, model = model_of(name, size)
         schedule, prediction = SCHEDULES[chosen.schedule], chosen.prediction
@@ -89,6 +98,7 @@ def train(
             raise UsageError(f"--start {start} says what the model is", "leave --preset and --size out")
         name, header = str(start), begun.checkpoint.header
         model, schedule, prediction = header.model, header.noise_schedule, header.prediction
+        model = model if width is None else wider_config(model, width)
     config = pick(TrainConfig, given, "training settings")
     if slimmable:
         widths = tuple(sorted(option.numbers_of(slim_widths, "--slim-widths"))) or model.slim_widths or usual_widths(model)

@@ -32,6 +32,7 @@ class ModelConfig(Record):
     norm_eps: float = Field(default=1e-5, gt=0.0, lt=1.0)  # of every group norm but a transformer block's
     embedding_shift: int = Field(default=0, ge=0)  # of the sinusoid's frequencies, 10,000^(−k/(width/2 − shift)); DDPM: 1
     down_padding: Literal["both", "end"] = "both"  # where the convolution that leaves a level pads (DDPM: right and bottom only)
+    time_width: int | None = Field(default=None, ge=2)  # of the sinusoid; `width` if None (a widened model keeps its own)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     num_classes: PositiveInt | None = None
     class_conditioning: Literal["add", "context"] = "add"  # added to the time embedding, or a token for cross-attention
@@ -48,8 +49,8 @@ class ModelConfig(Record):
                 f"image_size {self.image_size} cannot be halved {halvings} times, as {len(self.multipliers)} levels need; "
                 f"a multiple of {2**halvings} can"
             )
-        if self.embedding_shift >= self.width // 2:
-            raise ValueError(f"embedding_shift {self.embedding_shift} leaves none of the {self.width // 2} frequencies")
+        if self.embedding_shift >= self.sinusoid_width // 2:
+            raise ValueError(f"embedding_shift {self.embedding_shift} leaves none of the {self.sinusoid_width // 2} frequencies")
         if (self.heads is None) == (self.head_channels is None):
             raise ValueError("give either heads or head_channels")
         if list(self.slim_widths) != sorted({*self.slim_widths}) or max(self.slim_widths, default=0) >= self.width:
@@ -74,6 +75,11 @@ class ModelConfig(Record):
     def levels(self) -> int:
         """Number of resolutions."""
         return len(self.multipliers)
+
+    @property
+    def sinusoid_width(self) -> int:
+        """Of the timestep's sinusoidal embedding; the layers behind it are four times as wide."""
+        return self.time_width or self.width
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

@@ -96,6 +96,11 @@ class SlimUNet(SpectralUNet):
             found.append(parts[0] if halves == 1 else torch.cat(parts, dim=1))
         return found
 
+    def kept_columns(self) -> Tensor:
+        """(sum of `rows`,) int64: which of the full rows' columns this network takes, in its own order."""
+        every = torch.arange(sum(self._all_rows))[None]
+        return torch.cat(self._split(every), dim=1)[0]
+
     def _context_start(self) -> int:
         return sum(self._all_rows)
 

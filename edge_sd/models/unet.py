@@ -40,20 +40,21 @@ class Temporal(nn.Module):
     def __init__(self, config: ModelConfig, feature_width: int) -> None:
         super().__init__()
         self.config = config
-        self.hidden = nn.Linear(config.width, 4 * config.width)
-        self.out = nn.Linear(4 * config.width, 4 * config.width)
-        self.project = nn.Linear(4 * config.width, feature_width)
+        width = config.sinusoid_width
+        self.hidden = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, 4 * width)
+        self.project = nn.Linear(4 * width, feature_width)
         if config.num_classes is not None:
             added = config.class_conditioning == "add"
-            width = 4 * config.width if added else config.context_tokens * cast(int, config.context_dim)
-            self.classes = nn.Embedding(config.num_classes, width)
+            each = 4 * width if added else config.context_tokens * cast(int, config.context_dim)
+            self.classes = nn.Embedding(config.num_classes, each)
 
     def forward(self, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         config = self.config
         if (y is None) != (config.num_classes is None):
             wanted = "needs a class" if y is None else "knows no classes"
             raise UsageError(f"this model {wanted}", "y is given where, and only where, num_classes is set")
-        embedding = self.out(F.silu(self.hidden(sinusoid(t, config.width, shift=config.embedding_shift))))
+        embedding = self.out(F.silu(self.hidden(sinusoid(t, config.sinusoid_width, shift=config.embedding_shift))))
         if y is not None and config.class_conditioning == "add":
             embedding = embedding + self.classes(y)
         rows: Tensor = self.project(F.silu(embedding))

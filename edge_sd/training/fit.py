@@ -15,6 +15,7 @@ from edge_sd.latents import LatentData
 from edge_sd.models.autoencoder import Autoencoder, AutoencoderConfig
 from edge_sd.models.config import ModelConfig
 from edge_sd.models.unet import SpectralUNet
+from edge_sd.models.widen import widened
 from edge_sd.training.config import DistillConfig, TrainConfig
 from edge_sd.training.distillation import DistillLearner
 from edge_sd.training.learner import DenoiseLearner
@@ -44,7 +45,8 @@ def fit(
     Of latents, `out` receives their decoder too, as decoder.safetensors. A model with slim widths learns to work at all of them.
 
     Args:
-        start: weights to begin with, of `model` with whatever slim widths; random ones if left out.
+        start: weights to begin with, of `model` with whatever slim widths, or of a narrower one, to be widened; random ones
+            if left out.
         plan: where narrow widths are called; see `SlimmableLearner`.
     """
     samples = samples_of(data)
@@ -53,7 +55,9 @@ def fit(
     network = SpectralUNet(model)
     if start is not None:
         _refuse_other_latents(start, samples, "the start")
-        network.load_state_dict(start.build().state_dict())
+        given = start.build()
+        whole = given if given.config.width == model.width else widened(given, model.width)
+        network.load_state_dict(whole.state_dict())
     if model.slim_widths:
         learner: DenoiseLearner = SlimmableLearner(network, schedule, prediction, plan)
     elif plan is not None:
