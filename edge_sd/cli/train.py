@@ -70,7 +70,7 @@ def train(
 
     For a width at each step: edge-sd train --slimmable --preset latent16-slim --autoencoder emoji64 --data emoji/ -o runs/slim
 
-    Around a trained one: edge-sd train --slimmable --start emoji64-teacher --width 64 --autoencoder emoji64 --data emoji/ -o runs/wide
+    Around a trained one: edge-sd train --slimmable --start emoji64-teacher --width 64 --autoencoder emoji64 --data emoji/ -o out
     """
     given = dict(locals())
     from edge_sd.api.images import image_settings, read_samples
