@@ -59,6 +59,17 @@ def test_mirror_images_are_learnt_unless_refused(first: Path, tmp_path: Path) ->
         refused(call(*given, "--ema-decay", 0.5), 1, "train.flip was False, now True")
 
 
+def test_it_widens_the_weights_given(first: Path, tmp_path: Path) -> None:
+    narrow = load_checkpoint(first).header.model.width
+    succeeded("train", "--start", first, "--width", narrow + 8, "--slimmable", *DATA, "-o", tmp_path / "slim")
+    slim = load_checkpoint(tmp_path / "slim" / "checkpoint.safetensors").header
+    assert (slim.model.width, slim.model.slim_widths) == (narrow + 8, (narrow,))
+    assert slim.provenance.parents["start"] == load_checkpoint(first).header.digest
+    succeeded("train", "--start", first, "--width", narrow + 8, *DATA, "-o", tmp_path / "wide")
+    wide = load_checkpoint(tmp_path / "wide" / "checkpoint.safetensors").header.model
+    assert (wide.width, wide.slim_widths) == (narrow + 8, ())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -66,6 +77,9 @@ def test_mirror_images_are_learnt_unless_refused(first: Path, tmp_path: Path) ->
         (("--start", "FIRST", "--size", 16), ("says what the model is",)),
         (("--start", "FIRST", "--labels"), ("labels",)),
         (("--start", "emoji64-teacher"), ("latents", "--autoencoder")),
+        (("--width", 32), ("--width is of --start",)),
+        (("--start", "FIRST", "--width", 24), ("a width of 24 is not more than the 24",)),
+        (("--start", "FIRST", "--width", 28), ("28 channels cannot be split into 8 norm groups",)),
         (("--plan", "PLAN"), ("--plan is of --slimmable",)),
         (("--slim-widths", "16"), ("--slim-widths is of --slimmable",)),
         (("--slimmable", "--slim-widths", "8", "--plan", "PLAN"), ("calls widths [16, 24]", "--slim-widths")),
