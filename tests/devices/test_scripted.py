@@ -203,7 +203,8 @@ def test_output_that_is_cut_short(bundle: Bundle, command: str, keep: int) -> No
 @pytest.mark.parametrize("command", [" prove ", " measure "])
 def test_killed_for_its_memory(bundle: Bundle, command: str) -> None:
     with phone_that(Kill(command=command, after=0.01 if "prove" in command else 1.0)) as phone:
-        refused(lambda: work(phone, bundle, job(minutes=5.0, patience=30.0)), ExitCode.DEVICE, "killed (SIGKILL)", "out of memory")
+        asked = job(minutes=5.0, patience=30.0)
+        refused(lambda: work(phone, bundle, asked), ExitCode.DEVICE, "killed (SIGKILL)", "out of memory")
         assert phone.left() == []
 
 
