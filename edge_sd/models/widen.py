@@ -1,7 +1,7 @@
 """A wider network around a trained one, which becomes a slim width of it: the inverse of cutting a narrow network out.
 
 After Net2WiderNet (1511.05641), but the given weights stay what they are and where the slim width finds them: that width draws
-what the given network drew, to the bit. The full width begins close to it: its first channels do not see the new ones until
+what the given network drew, but for rounding. The full width begins close to it: its first channels do not see the new ones until
 training says so. (They are not equal: there are as many norm groups as before, and each holds new channels too.)
 """
 
