@@ -32,7 +32,7 @@ def train(
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option("--width", help="Of --start: widen the model; --slimmable, the width that it had is a slim one.", min=2),
+        typer.Option("--width", help="Of --start: make the model wider; with --slimmable, the width it had still works.", min=2),
     ] = None,
     slimmable: Annotated[
         bool,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from edge_sd.diffusion.schedule import NoiseSchedule
-from edge_sd.errors import EdgeSDError
+from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.files import read_tensors, write_tensors
 from edge_sd.validation import Record
 
@@ -126,6 +126,17 @@ class Plan:
         program = np.searchsorted(np.asarray(starts), np.arange(len(self)), side="right") - 1
         columns = {**self.columns, "program": program.astype(np.int64)}
         return Plan(self.header.model_copy(update={"programs": _names(len(starts))}), columns)
+
+    @property
+    def step_widths(self) -> list[int]:
+        """The width of each row.
+
+        Raises:
+            UsageError: the plan has no widths.
+        """
+        if not self.header.widths:
+            raise UsageError("the plan has one width for all steps", "a plan of edge-sd widths, or of edge-sd plan make --widths")
+        return [self.header.widths[program] for program in self.program]
 
     def with_widths(self, widths: Sequence[int], known: Sequence[int] | None = None) -> "Plan":
         """Return this plan with one program for each width.

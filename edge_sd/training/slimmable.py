@@ -101,8 +101,6 @@ def timesteps_of_widths(plan: Plan, timesteps: int) -> dict[int, np.ndarray]:
     Raises:
         UsageError: the plan has no widths.
     """
-    if not plan.header.widths:
-        raise UsageError("the plan has one width for all steps", "a plan of edge-sd widths, or of edge-sd plan make --widths")
-    widths = np.array(plan.header.widths)[plan.program]
+    widths = np.array(plan.step_widths)
     nearest = np.abs(np.arange(timesteps)[:, None] - plan.timestep[None]).argmin(axis=1)
     return {int(width): widths[nearest] == width for width in dict.fromkeys(widths)}

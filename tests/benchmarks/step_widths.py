@@ -53,20 +53,15 @@ class Cell(Record):
     deviations: tuple[float, ...]
 
 
-def widths_of_steps(plan: Plan) -> list[int]:
-    """The width of each step."""
-    return [plan.header.widths[program] for program in plan.program]
-
-
 def digest_of(plan: Plan) -> str:
     """Of what a plan draws, however its programs are numbered."""
     columns = {name: column for name, column in plan.columns.items() if name != "program"}
-    return tensors_digest({**columns, "widths": np.array(widths_of_steps(plan))})
+    return tensors_digest({**columns, "widths": np.array(plan.step_widths)})
 
 
 def with_constants(plans: list[Plan], full: int) -> list[Plan]:
     """The plans, then each one's steps at its narrowest width and at the full one; what is the same, once."""
-    narrow = [plan.with_widths([min(plan.header.widths)] * len(plan)) for plan in plans]
+    narrow = [plan.with_widths([min(plan.step_widths)] * len(plan)) for plan in plans]
     wide = [plan.with_widths([full] * len(plan)) for plan in plans]
     return list({digest_of(plan): plan for plan in [*plans, *narrow, *wide]}.values())
 
@@ -128,7 +123,7 @@ def main() -> None:
     print("| widths | multiply-accumulates | ms | KID | worse than the full width | together |")
     print("| --- | ---: | ---: | --- | --- | --- |")
     for plan in rows:
-        widths = widths_of_steps(plan)
+        widths = plan.step_widths
         genes = tuple(costs.widths.index(width) for width in widths)
         time, whole = sum(milliseconds[gene] for gene in genes), len(plan) * milliseconds[-1]
         pairs = [(found[digest_of(plan), seed], found[digest_of(plan.with_widths([full] * len(plan))), seed]) for seed in SEEDS]
