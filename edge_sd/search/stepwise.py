@@ -37,11 +37,13 @@ class WidthSettings(SearchSettings):
     Attributes:
         plan: SHA-256 over its columns.
         solver: of it, for a person.
+        against: steps of the full width that they are judged against; None for those of the plan.
         population, generations: of NSGA-II.
     """
 
     plan: str
     solver: str
+    against: int | None = None
     population: int = Field(ge=4)
     generations: int = Field(ge=1)
 
@@ -56,7 +58,7 @@ class WidthTrial(Record):
 
 
 class WidthFinalist(Record):
-    """Widths on fresh noise, beside the full width on the same.
+    """Widths on fresh noise, beside the full width on the same. Shares are of what that takes in its own steps.
 
     Attributes:
         widths: of each step.
@@ -90,7 +92,7 @@ class WidthsRecord(Record):
         widths, macs, milliseconds: channels of the first level, and what one call at each costs.
         fresh_seed, fresh_samples: of the noise on which finalists are judged.
         trials: (share of the full width's multiply-accumulates, value) of every one.
-        finalists: from the cheapest to the full width.
+        finalists: from the cheapest to the full width, in as many steps as they are judged against.
         chosen: index of the cheapest that is equal to the full width.
     """
 
@@ -122,6 +124,7 @@ class WidthSearch:
     Attributes:
         model: slimmable.
         plan: whose steps get widths.
+        against: the full width's, to which the result has to be equal; None for the same as `plan`.
         scorer, about: what scores plans, and what it measures.
         folder: everything is written there.
         fresh: samples by which finalists are judged.
@@ -136,6 +139,7 @@ class WidthSearch:
     folder: Path
     fresh: int
     observe: Observe = lambda what, done, total, note: None
+    against: Plan | None = None
 
     def run(self) -> WidthsRecord:
         """Search, and write the plan with its widths and the record.
@@ -158,7 +162,7 @@ class WidthSearch:
         def evaluate(choices: Sequence[Genes]) -> list[float]:
             missing = [genes for genes in choices if genes not in known]
             with lines.appending() as append:
-                plans = [costs.plan(self.plan, genes) for genes in missing]
+                plans = [self._plan(genes, costs) for genes in missing]
                 for index, score in self.scorer.scores(plans, seed=settings.seed, count=settings.samples):
                     genes = missing[index]
                     widths = tuple(costs.widths[gene] for gene in genes)
@@ -172,8 +176,10 @@ class WidthSearch:
             evaluate, costs, len(self.plan), population=settings.population, generations=total, seed=settings.seed
         ):
             self.observe("searching", done, total, f"{len(tried)} trials")
-        record = self._judged(tried, costs, started)
-        self.plan.bare().with_widths(record.choice.widths).save(self.folder / PLAN)
+        base = self._base(costs)
+        record = self._judged({**tried, base: evaluate([base])[0]}, costs, started)
+        widths = record.choice.widths
+        self._steps(len(widths)).bare().with_widths(widths).save(self.folder / PLAN)
         write_model(self.folder / WIDTHS, record)
         return record
 
@@ -191,29 +197,33 @@ class WidthSearch:
             (self.folder / name).unlink(missing_ok=True)
 
     def _judged(self, tried: dict[Genes, float], costs: Costs, started: float) -> WidthsRecord:
-        """The front and the constant widths on fresh noise, and the cheapest of them that is as good as the full width."""
-        best = front(tried, costs)
-        full = (len(costs.widths) - 1,) * len(self.plan)
+        """The front and the constant widths on fresh noise, and the cheapest of them that is as good as the full width.
+
+        What costs as much as the full width, in its own steps, is left out.
+        """
+        best, base = front(tried, costs), self._base(costs)
         spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, min(_FINALISTS, len(best))).round().astype(int))]
         constant = [(width,) * len(self.plan) for width in range(len(costs.widths))]
-        entered = sorted({*spread, *constant}, key=lambda genes: (costs.total(genes), genes))
+        cheaper = {genes for genes in (*spread, *constant) if costs.total(genes) < costs.total(base)}
+        entered = [*sorted(cheaper, key=lambda genes: (costs.total(genes), genes)), base]
         scores = self._fresh(entered, costs)
         milliseconds = call_milliseconds(self.model)
         finalists = []
         for genes in entered:
             score = scores[genes]
-            worse, error = score.minus(scores[full])
+            worse, error = score.minus(scores[base])
             finalists.append(
                 WidthFinalist(
-                    widths=tuple(costs.widths[gene] for gene in genes), macs_share=costs.share(genes),
+                    widths=tuple(costs.widths[gene] for gene in genes), macs_share=costs.total(genes) / costs.total(base),
                     milliseconds=sum(milliseconds[gene] for gene in genes), searched=tried[genes], value=score.value,
                     standard_error=score.standard_error, worse=worse, worse_error=error,
                 )
             )  # fmt: skip
+        trials = tuple((costs.total(genes) / costs.total(base), value) for genes, value in tried.items())
         return WidthsRecord(
             settings=self.settings, about=self.about, widths=costs.widths, macs=costs.macs, milliseconds=milliseconds,
             fresh_seed=self.settings.seed + 1, fresh_samples=self.fresh,
-            trials=tuple((costs.share(genes), value) for genes, value in tried.items()), finalists=tuple(finalists),
+            trials=trials, finalists=tuple(finalists),
             chosen=next(i for i, one in enumerate(finalists) if one.equal), seconds=time.monotonic() - started,
             versions=versions(),
         )  # fmt: skip
@@ -229,7 +239,7 @@ class WidthSearch:
         if missing:
             self.scorer.prepare(seed, self.fresh, self._observing("preparing fresh noise"))
         with lines.appending() as append:
-            plans = [costs.plan(self.plan, genes) for genes in missing]
+            plans = [self._plan(genes, costs) for genes in missing]
             for done, (index, score) in enumerate(self.scorer.scores(plans, seed=seed, count=self.fresh), 1):
                 genes = missing[index]
                 found[genes] = score
@@ -249,9 +259,22 @@ class WidthSearch:
         return Lines(self.folder / name, WidthTrial, owner)
 
     def _genes(self, widths: Sequence[int], costs: Costs) -> Genes:
-        if len(widths) != len(self.plan) or not set(widths) <= set(costs.widths):
-            raise EdgeSDError(f"{self.folder} holds a trial of widths {list(widths)}, which this search has not", "--overwrite")
-        return tuple(costs.widths.index(width) for width in widths)
+        if set(widths) <= set(costs.widths):
+            genes = tuple(costs.widths.index(width) for width in widths)
+            if len(genes) == len(self.plan) or genes == self._base(costs):
+                return genes
+        raise EdgeSDError(f"{self.folder} holds a trial of widths {list(widths)}, which this search has not", "--overwrite")
+
+    def _base(self, costs: Costs) -> Genes:
+        """The full width in as many steps as the others are judged against."""
+        return (len(costs.widths) - 1,) * len(self.against or self.plan)
+
+    def _steps(self, count: int) -> Plan:
+        """The plan of so many steps; only the full width has another number of them."""
+        return self.plan if self.against is None or count == len(self.plan) else self.against
+
+    def _plan(self, genes: Genes, costs: Costs) -> Plan:
+        return costs.plan(self._steps(len(genes)), genes)
 
     def _observing(self, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.observe(what, done, total, "")

@@ -4,53 +4,92 @@
 CHECKPOINT is of `edge-sd train --slimmable`, each PLAN of `edge-sd widths` or `edge-sd plan make --widths`. Rows: every plan, the
 same steps at the narrowest of its widths, and at the full width. Columns: multiply-accumulates and milliseconds of torch, as
 shares of the full width's; kernel distance of n samples' features to those of real images, at three seeds; how much worse that
-is than the full width's on the same noise, ± its standard error, at each seed and over all three. Every score is kept in
-FOLDER; a killed run goes on where it was.
+is than the full width's on the same noise, ± its standard error, at each seed and over all three. A table for each --data, of
+which images that were not trained on are one: wide networks learn training images by heart sooner than narrow ones. Features of
+all samples are kept in FOLDER; a killed run goes on where it was, and another --data draws nothing anew. With --against PLAN the
+rows are the plans alone, of any number of steps, and every share and difference is of that one.
 """
 
 import argparse
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
+import torch
 from few_steps import size_of
-from pydantic import Field
+from numpy.typing import NDArray
 
 from edge_sd.data import DataConfig, open_data
 from edge_sd.diffusion import Plan, load_plan
 from edge_sd.evaluation.draw import cores
-from edge_sd.evaluation.features import extract, load_features
-from edge_sd.evaluation.reference import choose
-from edge_sd.files import tensors_digest
+from edge_sd.evaluation.features import Features, extract, load_features
+from edge_sd.evaluation.reference import choose, rgb_pixels
+from edge_sd.files import read_tensors, tensors_digest, write_tensors
 from edge_sd.foreign import open_model
 from edge_sd.pretrained import model_path
 from edge_sd.search.objectives import Score
-from edge_sd.search.objectives.kid import save_real
-from edge_sd.search.record import Lines
+from edge_sd.search.objectives.kid import Within, mmd
 from edge_sd.search.stepwise import SURE, call_milliseconds
+from edge_sd.search.subject import Subject, open_subject
 from edge_sd.search.widths import Costs
-from edge_sd.search.workers import Opening, Workers
 from edge_sd.validation import Record
 
 SEEDS = (1, 2, 3)
 
 
-class Owner(Record):
-    """What the scores belong to."""
+class Drawn(Record):
+    """Which samples' features a file holds."""
 
     kind: str = "step-widths"
     model: str
-    real: str
-    n: int
-
-
-class Cell(Record):
-    """One plan's score at one seed."""
-
     plan: str  # its digest
     seed: int
-    value: float = Field(allow_inf_nan=False)
-    standard_error: float
-    deviations: tuple[float, ...]
+    n: int
+    features: str
+
+
+class Draws:
+    """What one process draws with.
+
+    Args:
+        features: what `load_features` is given.
+    """
+
+    def __init__(self, path: Path, features: tuple[str, str | None, int | None], digest: str, n: int, folder: Path) -> None:
+        self._path, self._digest, self._n, self._folder = path, digest, n, folder
+        name, callable_name, size = features
+        self.extractor: Features = load_features(name, name=callable_name, size=size)
+        self._subject: Subject | None = None
+
+    def rows(self, plan: Plan, seed: int) -> NDArray[np.float32]:
+        """(n, D): features of n samples, read where they were drawn before."""
+        about = Drawn(model=self._digest, plan=digest_of(plan), seed=seed, n=self._n, features=self.extractor.digest)
+        path = self._folder / f"{about.plan[:16]}-{seed}.safetensors"
+        if path.exists():
+            header, tensors = read_tensors(Drawn, path)
+            if header == about:
+                return tensors["features"]
+        self._subject = self._subject or open_subject(self._path)
+        images = self._subject.decode(self._subject.draw(plan, seed, range(self._n)))
+        rows = extract(self.extractor, rgb_pixels(images))
+        write_tensors(path, {"features": rows}, about)
+        return rows
+
+
+_draws: Draws | None = None  # of this process
+
+
+def start(*given: object) -> None:
+    """Open everything once."""
+    global _draws
+    torch.set_num_threads(1)
+    _draws = Draws(*given)  # type: ignore[arg-type]
+
+
+def draw(job: tuple[Plan, int]) -> NDArray[np.float32]:
+    """In a process of its own."""
+    assert _draws is not None
+    return _draws.rows(*job)
 
 
 def digest_of(plan: Plan) -> str:
@@ -83,56 +122,70 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("plans", nargs="+", type=Path)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--against", type=Path, help="a plan; the full width in the same steps if left out")
+    parser.add_argument("--data", required=True, action="append", help="again for a table against other images")
     parser.add_argument("--features", required=True)
     parser.add_argument("--features-name")
     parser.add_argument("--feature-size", type=int)
     parser.add_argument("-n", type=int, default=512)
-    parser.add_argument("--real", type=int, default=1000)
+    parser.add_argument("--real", type=int, default=1000, help="images of each --data; all of them where there are fewer")
     parser.add_argument("-o", "--out", type=Path, default=Path("out/step-widths"))
     given = parser.parse_args()
     path = model_path(given.model).resolve()
     out: Path = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    network = open_model(path).checkpoint.build().eval()
+    opened = open_model(path).checkpoint
+    network = opened.build().eval()
     costs, milliseconds = Costs.of(network.config), call_milliseconds(network)
-    full = network.config.width
-    rows = with_constants([load_plan(plan) for plan in given.plans], full)
+    rows, full = [load_plan(plan) for plan in given.plans], network.config.width
+    rows = [*rows, load_plan(given.against)] if given.against else with_constants(rows, full)
+    bases = [rows[-1] if given.against else plan.with_widths([full] * len(plan)) for plan in rows]
+
+    jobs = [(plan, seed) for seed in SEEDS for plan in rows]
+    features = (given.features, given.features_name, given.feature_size)
+    drawing = (path, features, opened.header.digest, given.n, out)
+    sets: dict[tuple[str, int], Within] = {}
+    with multiprocessing.get_context("spawn").Pool(cores(), start, drawing) as pool:
+        for (plan, seed), found in zip(jobs, pool.imap(draw, jobs), strict=True):
+            sets[digest_of(plan), seed] = Within(found.astype(np.float64))
+            print(f"seed {seed}, {runs(plan.step_widths)}: drawn", flush=True)
 
     extractor = load_features(given.features, name=given.features_name, size=given.feature_size)
-    pixels, chosen = choose(open_data(DataConfig(source=given.data), size_of(path)), given.real, seed=0)
-    real = out / "real.safetensors"
-    save_real(real, extract(extractor, pixels), extractor, chosen.about, chosen.digest)
-    owner = Owner(model=open_model(path).checkpoint.header.digest, real=chosen.digest, n=given.n)
-    lines = Lines(out / "cells.jsonl", Cell, owner)
-    found = {(c.plan, c.seed): Score(c.value, c.standard_error, np.array(c.deviations)) for c in lines.read()}
-    told = {"real": str(real), "features": given.features, "features_name": given.features_name,
-            "features_size": given.feature_size}  # fmt: skip
-    with Workers(Opening(path, "kid", tuple(told.items())), cores()) as workers, lines.appending() as append:
-        for seed in SEEDS:
-            missing = [plan for plan in rows if (digest_of(plan), seed) not in found]
-            for index, score in workers.scores(missing, seed=seed, count=given.n):
-                digest = digest_of(missing[index])
-                found[digest, seed] = score
-                append(
-                    Cell(plan=digest, seed=seed, value=score.value, standard_error=score.standard_error,
-                         deviations=tuple(score.deviations.tolist()))
-                )  # fmt: skip
+    for source in given.data:
+        data = open_data(DataConfig(source=source), size_of(path))
+        pixels, chosen = choose(data, min(given.real, len(data)), seed=0)
+        real = Within(extract(extractor, pixels).astype(np.float64))
+        scores = {key: mmd(real, drawn) for key, drawn in sets.items()}
+        print(f"\n{path}, n = {given.n}, seeds {SEEDS}, against {len(pixels)} of {chosen.about}; ± standard errors\n")
+        print_table(rows, bases, scores, given.n, costs, milliseconds)
 
-    print(f"\n{owner.kind}, {path}, n = {given.n}, seeds {SEEDS}; ± standard errors\n")
-    print("| widths | multiply-accumulates | ms | KID | worse than the full width | together |")
+
+def print_table(
+    rows: list[Plan],
+    bases: list[Plan],
+    scores: dict[tuple[str, int], Score],
+    n: int,
+    costs: Costs,
+    milliseconds: tuple[float, ...],
+) -> None:
+    """Of all plans, each beside its base, by scores of (digest, seed)."""
+
+    def total(plan: Plan, of_one: tuple[float, ...]) -> float:
+        return sum(of_one[costs.widths.index(width)] for width in plan.step_widths)
+
+    print("| widths | multiply-accumulates | ms | KID | worse | together |")
     print("| --- | ---: | ---: | --- | --- | --- |")
-    for plan in rows:
-        widths = plan.step_widths
-        genes = tuple(costs.widths.index(width) for width in widths)
-        time, whole = sum(milliseconds[gene] for gene in genes), len(plan) * milliseconds[-1]
-        pairs = [(found[digest_of(plan), seed], found[digest_of(plan.with_widths([full] * len(plan))), seed]) for seed in SEEDS]
+    for plan, base in zip(rows, bases, strict=True):
+        share = total(plan, costs.macs) / total(base, costs.macs)
+        time = total(plan, milliseconds)
+        pairs = [(scores[digest_of(plan), seed], scores[digest_of(base), seed]) for seed in SEEDS]
         kid = ", ".join(f"{score.value:.3f}" for score, _ in pairs)
-        worse = ", ".join("{:+.3f} ± {:.3f}".format(*score.minus(base)) for score, base in pairs)
-        mean, error = together(pairs, given.n)
+        worse = ", ".join("{:+.3f} ± {:.3f}".format(*score.minus(other)) for score, other in pairs)
+        mean, error = together(pairs, n)
         verdict = "equal" if mean <= SURE * error else "worse"
-        last = "" if set(widths) == {full} else f"{mean:+.3f} ± {error:.3f}: {verdict}"
-        print(f"| {runs(widths)} | {costs.share(genes):.1%} | {time:.0f} ({time / whole:.0%}) | {kid} | {worse} | {last} |")
+        last = f"{mean:+.3f} ± {error:.3f}: {verdict}"
+        beside = f"| {runs(plan.step_widths)} | {share:.1%} | {time:.0f} ({time / total(base, milliseconds):.0%}) | {kid} |"
+        print(beside if digest_of(plan) == digest_of(base) else f"{beside} {worse} | {last} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_sd.checkpoint import Checkpoint, Provenance
-from edge_sd.diffusion import SCHEDULES, compile_plan, load_plan
+from edge_sd.diffusion import SCHEDULES, Plan, compile_plan, load_plan
 from edge_sd.errors import EdgeSDError, UsageError
 from edge_sd.models import ModelConfig
 from edge_sd.models.count import count
@@ -91,13 +91,15 @@ def objective(slimmable: Checkpoint) -> Trajectory:
     return Trajectory(Subject(slimmable.build(), SCHEDULE, "v"), fine=8)
 
 
-def searching(slimmable: Checkpoint, objective: Trajectory, folder: Path, **changes: int) -> WidthSearch:
+def searching(
+    slimmable: Checkpoint, objective: Trajectory, folder: Path, base: Plan | None = None, **changes: int
+) -> WidthSearch:
     folder.mkdir(exist_ok=True)
     settings = WidthSettings(
         steps=4, objective="trajectory", samples=4, model=slimmable.header.digest, plan="0" * 64, solver="ddim",
-        **{"population": 8, "generations": 3, **changes},
+        against=None if base is None else len(base), **{"population": 8, "generations": 3, **changes},
     )  # fmt: skip
-    return WidthSearch(slimmable.build(), PLAN, Here(objective), Trajectory.about, settings, folder, 6)
+    return WidthSearch(slimmable.build(), PLAN, Here(objective), Trajectory.about, settings, folder, 6, against=base)
 
 
 def lasting(record: WidthsRecord) -> dict[str, object]:
@@ -132,6 +134,32 @@ def test_the_cheapest_that_fresh_noise_cannot_tell_from_the_full_width_is_chosen
     assert tuple(plan.header.widths[program] for program in plan.program) == record.choice.widths
     assert WidthsRecord.model_validate_json((folder / WIDTHS).read_text()) == record
     assert widths_picture(record).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 6])
+def test_widths_are_judged_against_the_full_one_in_other_steps(
+    steps: int, slimmable: Checkpoint, objective: Trajectory, tmp_path: Path
+) -> None:
+    base = compile_plan(SCHEDULE, steps, prediction="v", solver="ddim")
+    record = searching(slimmable, objective, tmp_path, base).run()
+    *others, full = record.finalists
+    assert (full.widths, full.macs_share, full.worse) == ((24,) * steps, 1, 0)
+    assert full.value == pytest.approx(objective.score(base, seed=1, count=6).value, rel=1e-6)
+    macs = dict(zip(record.widths, record.macs, strict=True))
+    for one in others:
+        assert len(one.widths) == len(PLAN)
+        assert one.macs_share == sum(macs[width] for width in one.widths) / (steps * macs[24]) < 1
+        score = objective.score(PLAN.with_widths(one.widths), seed=1, count=6)
+        assert one.worse == pytest.approx(score.value - full.value, abs=1e-6)
+    assert ((24,) * 4 in [one.widths for one in others]) == (steps > 4)
+    plan = load_plan(tmp_path / "plan.safetensors")
+    assert tuple(plan.step_widths) == record.choice.widths
+    assert plan.timestep.tolist() == (base if len(record.choice.widths) == steps else PLAN).timestep.tolist()
+    assert widths_picture(record).startswith(b"\x89PNG")
+    again = searching(slimmable, objective, tmp_path, base).run()  # from what was kept
+    assert lasting(again) == lasting(record)
+    with pytest.raises(UsageError, match=f"against is {steps} there and None here"):
+        searching(slimmable, objective, tmp_path).run()
 
 
 @pytest.mark.parametrize("trials", [1, 9, 14])
@@ -184,6 +212,18 @@ def test_the_verb_writes_plan_record_and_picture(slimmable: Checkpoint, tmp_path
     assert "fewer multiply-accumulates" in done.out
     drawn = call("sample", model, "--plan", tmp_path / "widths" / "plan.safetensors", "-n", 1, "-o", tmp_path / "a.png")
     assert drawn.code == 0, drawn
+
+
+def test_the_verb_judges_against_other_steps(slimmable: Checkpoint, tmp_path: Path) -> None:
+    model, plan = tmp_path / "slim.safetensors", tmp_path / "plan.safetensors"
+    slimmable.save(model)
+    small = ("-n", 3, "--fresh", 3, "--fine", 3, "--population", 4, "--generations", 1, "--processes", 1)
+    done = call("widths", model, "--steps", 3, "--against", 2, *small, "-o", tmp_path / "widths")
+    assert done.code == 0, done
+    assert "steps against 2 of the full width" in done.out
+    assert call("plan", "make", "--for", model, "--steps", 3, "-o", plan).code == 0
+    refused = call("widths", model, "--plan", plan, "--against", 2, *small, "-o", tmp_path / "others")
+    assert refused.failed_with(2, "--plan says no solver", "--solver and --steps"), refused
 
 
 def test_a_model_of_one_width_is_refused(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
