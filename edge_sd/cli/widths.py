@@ -51,8 +51,8 @@ def widths(
     """Choose a width for each step: the front of quality against multiply-accumulates, and its cheapest point that is as good as
     the full width on noise that the search has not seen (DDSM).
 
-    The plan that comes out calls a program for each width: edge-sd export --plan widths/plan.safetensors makes them. A few steps
-    more of a narrow network may cost less than the width: --steps 57 --against 50.
+    The plan that comes out calls a program for each width: edge-sd export --plan widths/plan.safetensors makes them. A few
+    more steps, most of them narrow, can cost less than fewer wide ones: --steps 54 --against 50.
 
     Example: edge-sd widths runs/slim/checkpoint.safetensors --solver ddim --steps 20 -o widths
     """

@@ -4,14 +4,15 @@
 CHECKPOINT is of `edge-sd train --slimmable`, each PLAN of `edge-sd widths` or `edge-sd plan make --widths`. Rows: every plan, the
 same steps at the narrowest of its widths, and at the full width. Columns: multiply-accumulates and milliseconds of torch, as
 shares of the full width's; kernel distance of n samples' features to those of real images, at three seeds; how much worse that
-is than the full width's on the same noise, ± its standard error, at each seed and over all three. A table for each --data, of
-which images that were not trained on are one: wide networks learn training images by heart sooner than narrow ones. Features of
-all samples are kept in FOLDER; a killed run goes on where it was, and another --data draws nothing anew. With --against PLAN the
-rows are the plans alone, of any number of steps, and every share and difference is of that one.
+is than the full width's on the same noise, ± its standard error, at each seed and over all three. There is a table for each
+--data. Features of all samples are kept in FOLDER; a killed run goes on where it was, and another --data draws nothing anew. With
+--against PLAN the rows are the plans alone, of any number of steps, and every share and difference is of that one.
 """
 
 import argparse
 import multiprocessing
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from edge_sd.pretrained import model_path
 from edge_sd.search.objectives import Score
 from edge_sd.search.objectives.kid import Within, mmd
 from edge_sd.search.stepwise import SURE, call_milliseconds
-from edge_sd.search.subject import Subject, open_subject
+from edge_sd.search.subject import open_subject
 from edge_sd.search.widths import Costs
 from edge_sd.validation import Record
 
@@ -48,48 +49,49 @@ class Drawn(Record):
     features: str
 
 
-class Draws:
-    """What one process draws with.
+@dataclass(frozen=True)
+class Drawing:
+    """What samples' features depend on besides plan and seed, and where they are kept.
 
-    Args:
-        features: what `load_features` is given.
+    Attributes:
+        path, digest: of the checkpoint.
+        features: what `load_features` is given: the callable, its name, a size.
     """
 
-    def __init__(self, path: Path, features: tuple[str, str | None, int | None], digest: str, n: int, folder: Path) -> None:
-        self._path, self._digest, self._n, self._folder = path, digest, n, folder
-        name, callable_name, size = features
-        self.extractor: Features = load_features(name, name=callable_name, size=size)
-        self._subject: Subject | None = None
+    path: Path
+    digest: str
+    features: tuple[str, str | None, int | None]
+    n: int
+    folder: Path
 
     def rows(self, plan: Plan, seed: int) -> NDArray[np.float32]:
-        """(n, D): features of n samples, read where they were drawn before."""
-        about = Drawn(model=self._digest, plan=digest_of(plan), seed=seed, n=self._n, features=self.extractor.digest)
-        path = self._folder / f"{about.plan[:16]}-{seed}.safetensors"
+        """(n, D), read where they were drawn before."""
+        extractor = extractor_of(*self.features)
+        about = Drawn(model=self.digest, plan=digest_of(plan), seed=seed, n=self.n, features=extractor.digest)
+        path = self.folder / f"{about.model[:8]}-{about.plan[:16]}-{seed}.safetensors"
         if path.exists():
             header, tensors = read_tensors(Drawn, path)
             if header == about:
                 return tensors["features"]
-        self._subject = self._subject or open_subject(self._path)
-        images = self._subject.decode(self._subject.draw(plan, seed, range(self._n)))
-        rows = extract(self.extractor, rgb_pixels(images))
-        write_tensors(path, {"features": rows}, about)
-        return rows
+        subject = subject_of(self.path)
+        found = extract(extractor, rgb_pixels(subject.decode(subject.draw(plan, seed, range(self.n)))))
+        write_tensors(path, {"features": found}, about)
+        return found
 
 
-_draws: Draws | None = None  # of this process
+@cache
+def extractor_of(name: str, callable_name: str | None, size: int | None) -> Features:
+    """Opened once a process."""
+    return load_features(name, name=callable_name, size=size)
 
 
-def start(*given: object) -> None:
-    """Open everything once."""
-    global _draws
-    torch.set_num_threads(1)
-    _draws = Draws(*given)  # type: ignore[arg-type]
+subject_of = cache(open_subject)
 
 
-def draw(job: tuple[Plan, int]) -> NDArray[np.float32]:
+def draw(job: tuple[Drawing, Plan, int]) -> NDArray[np.float32]:
     """In a process of its own."""
-    assert _draws is not None
-    return _draws.rows(*job)
+    drawing, plan, seed = job
+    return drawing.rows(plan, seed)
 
 
 def digest_of(plan: Plan) -> str:
@@ -143,14 +145,15 @@ def main() -> None:
 
     jobs = [(plan, seed) for seed in SEEDS for plan in rows]
     features = (given.features, given.features_name, given.feature_size)
-    drawing = (path, features, opened.header.digest, given.n, out)
+    drawing = Drawing(path, opened.header.digest, features, given.n, out)
     sets: dict[tuple[str, int], Within] = {}
-    with multiprocessing.get_context("spawn").Pool(cores(), start, drawing) as pool:
-        for (plan, seed), found in zip(jobs, pool.imap(draw, jobs), strict=True):
+    with multiprocessing.get_context("spawn").Pool(cores(), torch.set_num_threads, (1,)) as pool:
+        drawn = pool.imap(draw, [(drawing, *job) for job in jobs])
+        for (plan, seed), found in zip(jobs, drawn, strict=True):
             sets[digest_of(plan), seed] = Within(found.astype(np.float64))
             print(f"seed {seed}, {runs(plan.step_widths)}: drawn", flush=True)
 
-    extractor = load_features(given.features, name=given.features_name, size=given.feature_size)
+    extractor = extractor_of(*features)
     for source in given.data:
         data = open_data(DataConfig(source=source), size_of(path))
         pixels, chosen = choose(data, min(given.real, len(data)), seed=0)
