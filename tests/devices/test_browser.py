@@ -46,7 +46,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def browsers(kind: str = "") -> list[psutil.Process]:
-    """Processes of browsers with a profile in this test's folder that are alive; those of one kind (renderer) or all."""
+    """Processes of browsers with a profile in this test's folder that are alive; of one kind (browser, renderer) or all."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -54,7 +54,8 @@ def browsers(kind: str = "") -> list[psutil.Process]:
         except psutil.Error:
             continue
         ours = any(word.startswith(f"--user-data-dir={tempfile.gettempdir()}/") for word in words)
-        if ours and state != psutil.STATUS_ZOMBIE and (not kind or f"--type={kind}" in words):
+        kinds = [word.removeprefix("--type=") for word in words if word.startswith("--type=")] or ["browser"]
+        if ours and state != psutil.STATUS_ZOMBIE and kind in ("", *kinds):
             found.append(process)
     return found
 
@@ -261,12 +262,7 @@ def in_the_middle(connection: BrowserConnection, bundle: Bundle, do: Callable[[]
 
 
 def test_a_browser_that_is_killed_is_an_error_of_the_device(wasm: BrowserConnection, bundle: Bundle) -> None:
-    def kill() -> None:
-        for process in browsers():
-            if not any(word.startswith("--type=") for word in process.cmdline()):
-                process.kill()
-
-    error = in_the_middle(wasm, bundle, kill)
+    error = in_the_middle(wasm, bundle, lambda: [process.kill() for process in browsers("browser")] and None)
     assert isinstance(error, DeviceError)
     assert "the browser ended with signal 9" in error.message
     outcome, _ = outcome_of(wasm, bundle, QUICK.model_copy(update={"iterations": 0}))  # and the next job is as any other
