@@ -201,10 +201,11 @@ class WidthSearch:
 
         What costs as much as the full width, in its own steps, is left out.
         """
-        best, base = front(tried, costs), self._base(costs)
+        base = self._base(costs)
+        best = [genes for genes in front(tried, costs) if costs.total(genes) < costs.total(base)]
         spread = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, min(_FINALISTS, len(best))).round().astype(int))]
         constant = [(width,) * len(self.plan) for width in range(len(costs.widths))]
-        cheaper = {genes for genes in (*spread, *constant) if costs.total(genes) < costs.total(base)}
+        cheaper = {*spread, *(genes for genes in constant if costs.total(genes) < costs.total(base))}
         entered = [*sorted(cheaper, key=lambda genes: (costs.total(genes), genes)), base]
         scores = self._fresh(entered, costs)
         milliseconds = call_milliseconds(self.model)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_sd.data import DataConfig, open_data
 from edge_sd.diffusion import Plan, load_plan
+from edge_sd.evaluation.distances import check_features
 from edge_sd.evaluation.draw import cores
 from edge_sd.evaluation.features import Features, extract, load_features
 from edge_sd.evaluation.reference import choose, rgb_pixels
@@ -150,14 +151,14 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(cores(), torch.set_num_threads, (1,)) as pool:
         drawn = pool.imap(draw, [(drawing, *job) for job in jobs])
         for (plan, seed), found in zip(jobs, drawn, strict=True):
-            sets[digest_of(plan), seed] = Within(found.astype(np.float64))
+            sets[digest_of(plan), seed] = Within(check_features(found, "features of samples", 3))
             print(f"seed {seed}, {runs(plan.step_widths)}: drawn", flush=True)
 
     extractor = extractor_of(*features)
     for source in given.data:
         data = open_data(DataConfig(source=source), size_of(path))
         pixels, chosen = choose(data, min(given.real, len(data)), seed=0)
-        real = Within(extract(extractor, pixels).astype(np.float64))
+        real = Within(check_features(extract(extractor, pixels), "features of real images", 3))
         scores = {key: mmd(real, drawn) for key, drawn in sets.items()}
         print(f"\n{path}, n = {given.n}, seeds {SEEDS}, against {len(pixels)} of {chosen.about}; ± standard errors\n")
         print_table(rows, bases, scores, given.n, costs, milliseconds)
